@@ -1,0 +1,437 @@
+"""The cluster: one kind cluster with our label, made, started again, replaced or removed. Nobody else calls kind.
+
+What there is, is asked of the engine and of the API server every time; no record is kept that could be wrong.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import string
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+from kit import CACHE, LABEL, OWNER, ROOT, STATE, engine, images, tools
+from kit.console import Failure, only_one, resume_programs, run
+from kit.images import docker
+
+# A network of our own, so that `down` can remove it: kind's default one may carry other clusters.
+NETWORK = f"kind-{OWNER}"
+
+# Written on every node when the cluster is usable: the images in it. A cluster without it was left half-made.
+MARK = "kubernetes-and-state.images"
+
+READY_SECONDS = 180
+
+
+def name() -> str:
+    """The cluster's name: KIND_CLUSTER_NAME, as for kind itself, or "state"."""
+    wanted = os.environ.get("KIND_CLUSTER_NAME") or "state"
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,28}[a-z0-9])?", wanted):
+        raise Failure(
+            f"KIND_CLUSTER_NAME={wanted[:80]!r} cannot name a cluster.",
+            "Use at most 30 lower-case letters, digits and inner hyphens, beginning with a letter.",
+        )
+    return wanted
+
+
+def kubeconfig() -> Path:
+    """Where this clone keeps the credentials of the cluster, readable by its user only."""
+    return STATE / f"{name()}.kubeconfig"
+
+
+def context() -> str:
+    """The name that kind gives the cluster in a kubeconfig."""
+    return f"kind-{name()}"
+
+
+def kubectl(*arguments, **options) -> subprocess.CompletedProcess:
+    """kubectl against our cluster and no other, whatever KUBECONFIG says; the options are those of `console.run`."""
+    return run([tools.BIN / "kubectl", "--kubeconfig", kubeconfig(), "--context", context(), *arguments], **options)
+
+
+def kind(*arguments, **options) -> subprocess.CompletedProcess:
+    """kind, in our network, told nothing of the person's kubeconfig."""
+    environment = os.environ | {"KIND_EXPERIMENTAL_DOCKER_NETWORK": NETWORK, "KUBECONFIG": str(kubeconfig())}
+    environment.pop("KIND_EXPERIMENTAL_PROVIDER", None)
+    return run([tools.KIND, *arguments, "--name", name()], env=environment, **options)
+
+
+# ── What there is ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def nodes() -> dict[str, str]:
+    """The state of each node container of this name: {"state-worker": "running"}.
+
+    Raises:
+        Failure: a cluster of this name exists that is not ours.
+    """
+    shown = docker("ps", "--all", "--filter", f"label=io.x-k8s.kind.cluster={name()}",
+                   "--format", '{{.Names}}\t{{.State}}\t{{.Label "' + LABEL + '"}}').stdout  # fmt: skip
+    rows = [line.split("\t") for line in shown.splitlines()]
+    for container, _, owner in rows:
+        if owner != OWNER:
+            raise Failure(
+                f"A kind cluster named {name()} exists (container {container}), and this workshop did not make it.",
+                "Leave it alone and choose another name: KIND_CLUSTER_NAME=state2 scripts/start",
+            )
+    return {container: state for container, state, _ in sorted(rows)}
+
+
+def ports() -> dict[str, int]:
+    """The published Ingress ports, {"http": 80, "https": 443}; empty where the cluster does not run."""
+    shown = docker("port", f"{name()}-control-plane", check=False).stdout
+    found = dict(re.findall(r"^(80|443)/tcp -> 127\.0\.0\.1:(\d+)$", shown, re.MULTILINE))
+    return {scheme: int(found[port]) for scheme, port in (("http", "80"), ("https", "443")) if port in found}
+
+
+def _mark() -> str | None:
+    """The images the running cluster holds, or None where it is not (yet) usable or does not answer."""
+    shown = kubectl("get", "nodes", "--output=json", "--request-timeout=5s", check=False)
+    if shown.returncode:
+        return None
+    items = json.loads(shown.stdout)["items"]
+    marks = {item["metadata"]["annotations"].get(MARK) for item in items}
+    ready = all(
+        any(each["type"] == "Ready" and each["status"] == "True" for each in item["status"]["conditions"]) for item in items
+    )
+    return marks.pop() if len(items) == 3 and len(marks) == 1 and ready else None
+
+
+def status() -> tuple[str, str]:
+    """The cluster in a word (absent, stopped, half-made, usable) and a sentence with what to do."""
+    states = nodes()
+    if not states:
+        return "absent", f"There is no cluster {name()}. scripts/cluster up makes it."
+    if set(states.values()) != {"running"}:
+        which = ", ".join(f"{node} is {state}" for node, state in states.items() if state != "running")
+        return "stopped", f"The cluster {name()} is stopped ({which}). scripts/cluster up starts it."
+    _write_kubeconfig()
+    if _mark() is None:
+        return "half-made", f"The cluster {name()} does not answer as it should. scripts/cluster up mends or replaces it."
+    addresses = " and ".join(f"{scheme}://127.0.0.1:{port}" for scheme, port in ports().items())
+    return "usable", f"The cluster {name()} is usable: {len(states)} nodes, Ingress at {addresses}."
+
+
+# ── Up ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def up(say=lambda text, done=None: None) -> str:
+    """Have a usable cluster: reuse, start, mend, replace or create it.
+
+    Returns:
+        What was done.
+
+    Raises:
+        Failure: it could not be made (nothing of it is left), is foreign, or does not become usable.
+    """
+    archive = images.workshop_archive()
+    if not archive.exists():
+        raise Failure("The workshop's images are not in the cache.", "Run scripts/setup: it builds them.")
+    STATE.mkdir(mode=0o700, exist_ok=True)
+    STATE.chmod(0o700)
+    with only_one(CACHE / f"cluster-{name()}.lock", f"the cluster {name()}"):
+        states = nodes()
+        if states:
+            done = "reused" if _resume(states, say) else None
+            if done and _mark() == archive.stem:
+                return f"{name()}, already usable"
+            if done:
+                say("loading images")
+                _load_images(archive)
+                _settle(archive.stem, say)
+                return f"{name()}, mended"
+            say("replacing a half-made cluster")
+            _delete()
+        _create(archive, say)
+        where = ", ".join(f"{scheme} at 127.0.0.1:{port}" for scheme, port in ports().items())
+        return f"{name()}, created ({where})"
+
+
+def _resume(states: dict[str, str], say) -> bool:
+    """Start the containers of an existing cluster; whether it is one that was once complete."""
+    if len(states) != 3:
+        return False
+    for node, state in states.items():
+        if state != "running":
+            say(f"{node} is {state}; starting it")
+            docker("unpause" if state == "paused" else "start", node)
+    if set(states.values()) == {"running"}:
+        _write_kubeconfig()
+        if _mark() is not None:
+            return True
+    # The mark is kept in the API server: give it time to come up, watching the containers' own word for it.
+    _write_kubeconfig(wait=True)
+    shown = _ask_until(lambda: kubectl("get", "nodes", "--output=json", "--request-timeout=5s", check=False), 60)
+    if shown is None:
+        return False
+    items = json.loads(shown.stdout)["items"]
+    if len(items) != 3 or not all(MARK in item["metadata"]["annotations"] for item in items):
+        return False
+    _settle(items[0]["metadata"]["annotations"][MARK], say)
+    return True
+
+
+def _ask_until(question, seconds: float) -> subprocess.CompletedProcess | None:
+    """Ask an API server that is starting until it answers; None if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while (answer := question()).returncode:
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.3)  # nothing can be watched before the API server answers
+    return answer
+
+
+def _write_kubeconfig(wait: bool = False) -> None:
+    """Fetch the cluster's credentials from its control-plane node into this clone, unless they are here already.
+
+    Raises:
+        Failure: the address in them is not on the loopback interface.
+    """
+    path = kubeconfig()
+    port = docker("port", f"{name()}-control-plane", "6443/tcp", check=False).stdout.strip()
+    if path.exists() and port and f"https://{port}" in path.read_text():
+        return
+    STATE.mkdir(mode=0o700, exist_ok=True)
+    fetch = lambda: kind("get", "kubeconfig", check=False)  # noqa: E731
+    shown = _ask_until(fetch, 30) if wait else fetch()
+    if shown is None or shown.returncode:
+        return
+    if not re.search(r"server: https://127\.0\.0\.1:\d+$", shown.stdout, re.MULTILINE):
+        raise Failure(f"The API server of {name()} is not published on 127.0.0.1.",
+                      "Run scripts/cluster down and scripts/cluster up.")  # fmt: skip
+    _write_private(path, shown.stdout)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only its user may read, never through a link that somebody planted."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
+        file.write(text)
+    part.replace(path)
+
+
+def _create(archive: Path, say) -> None:
+    """Create the cluster and make it usable; on any failure, or Ctrl-C, remove what there is of it."""
+    image = images.owned_node()
+    _make_network()
+    try:
+        for attempt in range(3):
+            chosen = choose_ports(attempt)
+            say(f"kind create cluster (Ingress ports {chosen[0]} and {chosen[1]})")
+            try:
+                _kind_create(image, chosen, archive)
+                break
+            except Failure as failure:
+                # Somebody took the port between our look and kind's use of it: look again.
+                if "port is already allocated" not in failure.cause and "address already in use" not in failure.cause:
+                    raise
+                if attempt == 2 or "WORKSHOP_HTTP_PORT" in os.environ or "WORKSHOP_HTTPS_PORT" in os.environ:
+                    raise
+                _delete(keep_network=True)
+        _verify_patches()
+        _settle(archive.stem, say)
+    except BaseException:
+        resume_programs()
+        _delete()
+        raise
+
+
+def _make_network() -> None:
+    """Create our network, with our label; kind then uses it as it is."""
+    if docker("network", "inspect", NETWORK, check=False).returncode:
+        docker("network", "create", "--driver=bridge", "--opt", "com.docker.network.bridge.enable_ip_masquerade=true",
+               "--label", f"{LABEL}={OWNER}", NETWORK)  # fmt: skip
+
+
+def _kind_create(image: str, chosen: tuple[int, int], archive: Path) -> None:
+    """Run `kind create cluster`, and load the images into each node as soon as its containerd answers."""
+    template = string.Template((ROOT / "scripts/kind.yaml").read_text())
+    cgroup = "failCgroupV1: false" if engine.cgroup_version() == "1" else ""
+    filled = template.substitute(http=chosen[0], https=chosen[1], cgroup=cgroup)
+    loaders: list[threading.Thread] = []
+    problems: list[BaseException] = []
+    over = threading.Event()
+
+    def load(node: str) -> None:
+        try:
+            while docker("exec", node, "ctr", "version", check=False).returncode:
+                if over.wait(0.3):
+                    return
+            _load_into(node, archive)
+        except BaseException as problem:  # noqa: BLE001 - handed to the thread that waits for it
+            problems.append(problem)
+
+    for role in ("control-plane", "worker", "worker2"):
+        loaders.append(threading.Thread(target=load, args=(f"{name()}-{role}",)))
+        loaders[-1].start()
+    try:
+        kind("create", "cluster", "--image", image, "--config", "-", "--kubeconfig", kubeconfig(), "--retain",
+             input=filled, remedy="Read the lines above; scripts/doctor looks for the usual causes.")  # fmt: skip
+    except BaseException:
+        over.set()
+        raise
+    finally:
+        for loader in loaders:
+            loader.join()
+    if problems:
+        raise problems[0]
+
+
+def _load_into(node: str, archive: Path) -> None:
+    """Import the archive of workshop images into one node's containerd."""
+    with open(archive, "rb") as file:
+        docker("exec", "--interactive", node, "ctr", "--namespace=k8s.io", "images", "import", "--all-platforms",
+               "--digests", "-", stdin=file, remedy=f"Remove {archive}, run scripts/setup, and try again.")  # fmt: skip
+
+
+def _load_images(archive: Path) -> None:
+    """Load the archive into every node of a running cluster."""
+    for node in nodes():
+        _load_into(node, archive)
+
+
+# What the kubelet must have taken from kind.yaml: kind passes over a patch that matches nothing without a word.
+EXPECTED_KUBELET = {"syncFrequency": "5s", "nodeStatusUpdateFrequency": "4s"}
+
+
+def _verify_patches() -> None:
+    """Compare what runs with what kind.yaml asked for.
+
+    Raises:
+        Failure: a setting did not arrive.
+    """
+    shown = kubectl("get", "--raw", f"/api/v1/nodes/{name()}-control-plane/proxy/configz").stdout
+    kubelet = json.loads(shown)["kubeletconfig"]
+    found = {key: kubelet.get(key) for key in EXPECTED_KUBELET}
+    crash = kubelet.get("crashLoopBackOff", {}).get("maxContainerRestartPeriod")
+    flags = kubectl("get", "pods", "--namespace=kube-system", "--selector=tier=control-plane",
+                    "--output=jsonpath={.items[*].spec.containers[*].command}").stdout  # fmt: skip
+    missing = [flag for flag in ("node-monitor-grace-period=20s", "default-unreachable-toleration-seconds=10")
+               if flag not in flags]  # fmt: skip
+    if found != EXPECTED_KUBELET or crash != "5s" or missing:
+        raise Failure(f"kind did not pass on the settings of scripts/kind.yaml: {found}, {crash}, {missing}.",
+                      f"Check that kind is {tools.KIND_VERSION} and that its patches still match.")  # fmt: skip
+
+
+def _settle(mark: str, say) -> None:
+    """Wait until nodes, DNS, storage and Ingress work, then mark the cluster usable.
+
+    Raises:
+        Failure: something is not ready in time; its events say why.
+    """
+    say("starting Traefik")
+    kubectl("apply", "--server-side", "--force-conflicts", "--filename", ROOT / "images/traefik/traefik.yaml")
+    say("waiting for nodes, DNS, storage and Ingress")
+    wait_for("nodes", "--all", condition="Ready")
+    for namespace in ("kube-system", "local-path-storage", "ingress"):
+        wait_for("deployments", "--all", "--namespace", namespace, condition="Available")
+    kubectl("annotate", "nodes", "--all", "--overwrite", f"{MARK}={mark}")
+
+
+def wait_for(*what: str, condition: str) -> None:
+    """`kubectl wait` with a deadline; a time-out tells what is not ready and the latest warnings."""
+    waited = kubectl("wait", *what, f"--for=condition={condition}", f"--timeout={READY_SECONDS}s", check=False)
+    if waited.returncode:
+        events = kubectl("get", "events", "--all-namespaces", "--field-selector=type=Warning", "--sort-by=.lastTimestamp",
+                         "--output=custom-columns=:.involvedObject.name,:.message", "--no-headers",
+                         check=False).stdout.splitlines()[-3:]  # fmt: skip
+        last = waited.stderr.strip().splitlines()[-1:]
+        raise Failure(f"{what[0]} not {condition} after {READY_SECONDS} s: {' '.join(last)} {' | '.join(events)}",
+                      "Run scripts/cluster down, then scripts/cluster up; scripts/doctor looks for the usual causes.")  # fmt: skip
+
+
+# ── Ports ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def choose_ports(attempt: int = 0) -> tuple[int, int]:
+    """The loopback ports for HTTP and HTTPS: what WORKSHOP_HTTP_PORT and WORKSHOP_HTTPS_PORT say, else 80 and 443 if
+    both are free, else the next free pair.
+
+    Raises:
+        Failure: a port that was asked for by name is taken; it says by whom.
+    """
+    if "WORKSHOP_HTTP_PORT" in os.environ or "WORKSHOP_HTTPS_PORT" in os.environ:
+        return _asked_port("WORKSHOP_HTTP_PORT", 80), _asked_port("WORKSHOP_HTTPS_PORT", 443)
+    pairs = [(80, 443)] + [(8081 + number, 8444 + number) for number in range(100)]
+    free = [pair for pair in pairs if not any(taken(port) for port in pair)]
+    if len(free) <= attempt:
+        raise Failure("No pair of free loopback ports was found for the Ingress.", "Stop what uses ports 8081 to 8544.")
+    return free[attempt]
+
+
+def _asked_port(variable: str, default: int) -> int:
+    """The free port that an environment variable names."""
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal() or not 0 < int(text) < 65536 or int(text) == 8080:
+        raise Failure(f"{variable}={text[:40]!r} is no port for the Ingress.", "Use a number from 1 to 65535, but not 8080.")
+    if taken(int(text)):
+        raise Failure(f"Port {text} on 127.0.0.1 is taken by {port_owner(int(text))}.",
+                      f"Stop it, or set {variable} to another port.")  # fmt: skip
+    return int(text)
+
+
+def taken(port: int) -> bool:
+    """Whether something listens on a loopback TCP port, or holds it on all addresses."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            return False
+        except PermissionError:  # a low port and no root; the engine may publish it all the same
+            pass
+        except OSError:
+            return True
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def port_owner(port: int) -> str:
+    """The program that listens on a TCP port, as far as this user may see it."""
+    inodes = set()
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        rows = [line.split() for line in table.read_text().splitlines()[1:]] if table.exists() else []
+        inodes |= {row[9] for row in rows if row[3] == "0A" and int(row[1].rsplit(":")[-1], 16) == port}
+    for process in Path("/proc").glob("[0-9]*") if inodes else ():
+        with contextlib.suppress(OSError):
+            links = {os.readlink(link) for link in (process / "fd").iterdir()}
+            if links & {f"socket:[{inode}]" for inode in inodes}:
+                return f"{(process / 'comm').read_text().strip()} (process {process.name})"
+    return "another program"
+
+
+# ── Down ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def down() -> str:
+    """Remove our cluster, its volumes, its kubeconfig, and our network if nothing else uses it.
+
+    Returns:
+        What was done; there being nothing to remove is a success.
+
+    Raises:
+        Failure: the cluster of this name is not ours.
+    """
+    with only_one(CACHE / f"cluster-{name()}.lock", f"the cluster {name()}"):
+        found = bool(nodes())
+        _delete()
+    return f"The cluster {name()} is removed." if found else f"There is no cluster {name()}."
+
+
+def _delete(keep_network: bool = False) -> None:
+    """Delete whatever there is of our cluster. `nodes` refuses a foreign one."""
+    containers = nodes()
+    if containers:
+        docker("rm", "--force", "--volumes", *containers)
+    for file in STATE.glob(f"{name()}.kubeconfig*"):
+        file.unlink()
+    shutil.rmtree(STATE / "notebooks" / name(), ignore_errors=True)
+    if not keep_network and docker("network", "ls", "--quiet", "--filter", f"name=^{NETWORK}$",
+                                   "--filter", f"label={LABEL}={OWNER}").stdout:  # fmt: skip
+        docker("network", "rm", NETWORK, check=False)  # refused while another cluster of ours is in it
