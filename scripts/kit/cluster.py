@@ -11,7 +11,6 @@ import shutil
 import socket
 import string
 import subprocess
-import threading
 import time
 from pathlib import Path
 
@@ -130,8 +129,9 @@ def up(say=lambda text, done=None: None) -> str:
         Failure: it could not be made (nothing of it is left), is foreign, or does not become usable.
     """
     archive = images.workshop_archive()
-    if not archive.exists():
-        raise Failure("The workshop's images are not in the cache.", "Run scripts/setup: it builds them.")
+    if not archive.exists() or images.label(images.own_node(), LABEL) != OWNER:
+        raise Failure(f"The node image {images.own_node()} is not in the engine.",
+                      "Run scripts/setup: it fetches or builds what is missing.")  # fmt: skip
     STATE.mkdir(mode=0o700, exist_ok=True)
     STATE.chmod(0o700)
     with only_one(CACHE / f"cluster-{name()}.lock", f"the cluster {name()}"):
@@ -147,7 +147,7 @@ def up(say=lambda text, done=None: None) -> str:
                 return f"{name()}, mended"
             say("replacing a half-made cluster")
             _delete()
-        _create(archive, say)
+        _create(archive.stem, say)
         where = ", ".join(f"{scheme} at 127.0.0.1:{port}" for scheme, port in ports().items())
         return f"{name()}, created ({where})"
 
@@ -216,16 +216,15 @@ def _write_private(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _create(archive: Path, say) -> None:
+def _create(mark: str, say) -> None:
     """Create the cluster and make it usable; on any failure, or Ctrl-C, remove what there is of it."""
-    image = images.owned_node()
     _make_network()
     try:
         for attempt in range(3):
             chosen = choose_ports(attempt)
             say(f"kind create cluster (Ingress ports {chosen[0]} and {chosen[1]})")
             try:
-                _kind_create(image, chosen, archive)
+                _kind_create(chosen)
                 break
             except Failure as failure:
                 # Somebody took the port between our look and kind's use of it: look again.
@@ -235,7 +234,7 @@ def _create(archive: Path, say) -> None:
                     raise
                 _delete(keep_network=True)
         _verify_patches()
-        _settle(archive.stem, say)
+        _settle(mark, say)
     except BaseException:
         resume_programs()
         _delete()
@@ -249,45 +248,23 @@ def _make_network() -> None:
                "--label", f"{LABEL}={OWNER}", NETWORK)  # fmt: skip
 
 
-def _kind_create(image: str, chosen: tuple[int, int], archive: Path) -> None:
-    """Run `kind create cluster`, and load the images into each node as soon as its containerd answers."""
+def _kind_create(chosen: tuple[int, int]) -> None:
+    """Run `kind create cluster` with scripts/kind.yaml, filled in for this host."""
     template = string.Template((ROOT / "scripts/kind.yaml").read_text())
     cgroup = "failCgroupV1: false" if engine.cgroup_version() == "1" else ""
     filled = template.substitute(http=chosen[0], https=chosen[1], cgroup=cgroup)
-    loaders: list[threading.Thread] = []
-    problems: list[BaseException] = []
-    over = threading.Event()
-
-    def load(node: str) -> None:
-        try:
-            while docker("exec", node, "ctr", "version", check=False).returncode:
-                if over.wait(0.3):
-                    return
-            _load_into(node, archive)
-        except BaseException as problem:  # noqa: BLE001 - handed to the thread that waits for it
-            problems.append(problem)
-
-    for role in ("control-plane", "worker", "worker2"):
-        loaders.append(threading.Thread(target=load, args=(f"{name()}-{role}",)))
-        loaders[-1].start()
-    try:
-        kind("create", "cluster", "--image", image, "--config", "-", "--kubeconfig", kubeconfig(), "--retain",
-             input=filled, remedy="Read the lines above; scripts/doctor looks for the usual causes.")  # fmt: skip
-    except BaseException:
-        over.set()
-        raise
-    finally:
-        for loader in loaders:
-            loader.join()
-    if problems:
-        raise problems[0]
+    kind("create", "cluster", "--image", images.own_node(), "--config", "-", "--kubeconfig", kubeconfig(), "--retain",
+         input=filled, remedy="Read the lines above; scripts/doctor looks for the usual causes.")  # fmt: skip
 
 
 def _load_into(node: str, archive: Path) -> None:
-    """Import the archive of workshop images into one node's containerd."""
+    """Import the archive of workshop images into one node's containerd.
+
+    As `kind load image-archive` does, but with `--local`: 1.9 s instead of 4.8 s for 320 MB.
+    """
     with open(archive, "rb") as file:
-        docker("exec", "--interactive", node, "ctr", "--namespace=k8s.io", "images", "import", "--all-platforms",
-               "--digests", "-", stdin=file, remedy=f"Remove {archive}, run scripts/setup, and try again.")  # fmt: skip
+        docker("exec", "--interactive", node, "ctr", "--namespace=k8s.io", "images", "import", "--local",
+               "--all-platforms", "--digests", "-", stdin=file, remedy=f"Remove {archive}, run scripts/setup, and try again.")  # fmt: skip
 
 
 def _load_images(archive: Path) -> None:

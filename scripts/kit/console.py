@@ -181,7 +181,7 @@ def run_steps(steps: list[Step]) -> None:
         def start(step: Step) -> None:
             task = progress.add_task(step.name, total=None, doing="")
             if not console.is_terminal:
-                console.print(f"  … {step.name}", highlight=False)
+                console.print(f"  … {step.name}", highlight=False, soft_wrap=True)
 
             def say(text: str, done: float | None = None) -> None:
                 progress.update(task, doing=text, **({} if done is None else {"completed": done, "total": 1}))
@@ -197,7 +197,7 @@ def run_steps(steps: list[Step]) -> None:
                     step, task, began = running.pop(future)
                     outcome = future.result()
                     progress.remove_task(task)
-                    console.print(f"  ✓ {step.name}: {outcome} ({time.monotonic() - began:.1f} s)", highlight=False)
+                    console.print(f"  ✓ {step.name}: {outcome} ({time.monotonic() - began:.1f} s)", highlight=False, soft_wrap=True)
                     order.done(step.name)
         except BaseException:
             stop_programs()

@@ -131,7 +131,7 @@ NODE = LIST["node"]
 
 def node_mark() -> str:
     """The fingerprint of the node image we would build."""
-    return fingerprint(IMAGES / "node", NODE["version"], tools.KIND_VERSION)
+    return fingerprint(IMAGES / "node", NODE["version"], tools.KIND_VERSION, LIST["debian"])
 
 
 def node_source() -> str | None:
@@ -242,19 +242,6 @@ def build_node(say, programs: Path) -> str:
     return f"{NODE['tag']}, built from package registries"
 
 
-def owned_node() -> str:
-    """The node image with our label on it, so that every container made from it carries the label; returns its tag."""
-    source = node_source()
-    if source is None:
-        raise Failure(f"The node image {NODE['tag']} is not in the engine.", "Run scripts/setup: it fetches or builds it.")
-    tag = f"workshop/node-of-{OWNER}:{fingerprint(source, node_mark())}"
-    if label(tag, LABEL) != OWNER:
-        with workplace() as place:
-            (place / "Dockerfile").write_text(f"FROM {source}\n")
-            build(place, tag, node_mark())
-    return tag
-
-
 # ── The workshop's own ────────────────────────────────────────────────────────────────────────────────────────────
 
 WORKSHOP = LIST["workshop"]
@@ -296,3 +283,29 @@ def _unpack_wheel(requirement: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         tools.pip_install("--no-deps", "--target", place, requirement)
         shutil.copytree(Path(place) / "bin", folder)
+
+
+# ── The node of our clusters ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def ensure_own_node(say=lambda text: None) -> str:
+    """Have the node image of our clusters in the engine: the kind node with the workshop's images and our label.
+
+    The label passes to every container made from it, so that even a half-made cluster is known as ours. The images are
+    in its store because loading them into three running nodes takes longer, and slows down what starts beside it.
+    """
+    if label(own_node(), LABEL) == OWNER:
+        return "in the engine"
+    if node_source() is None:
+        raise Failure(f"The node image {NODE['tag']} is not in the engine.", "Run scripts/setup: it fetches or builds it.")
+    with workplace() as place:
+        shutil.copytree(IMAGES / "node", place, dirs_exist_ok=True)
+        os.link(workshop_archive(), place / "workshop-images.tar")
+        build(place, own_node(), node_mark(), "--file", place / "Dockerfile.workshop",
+              "--build-arg", f"NODE={node_source()}")  # fmt: skip
+    return f"{own_node()}, made"
+
+
+def own_node() -> str:
+    """The tag of the node image of our clusters; changes with everything in it."""
+    return f"workshop/node-of-{OWNER}:{fingerprint(node_source(), node_mark(), workshop_marks())}"
