@@ -1,0 +1,182 @@
+"""What every test and every notebook cell gets: our tools first on PATH, and the real cluster.
+
+Tests ask for the fixtures `kind` and `cluster`; nbval's cells can have no fixtures, so a hook gives them the same object.
+"""
+
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from kit import ROOT, engine, lessons, tools
+from kit import cluster as our_cluster
+from kit.console import Failure, run
+from nbval.plugin import IPyNbCell
+
+
+class Cluster:
+    """The kind cluster of this session, brought up when the first test or cell asks for it.
+
+    Attributes:
+        name: what kind calls it.
+        kubeconfig: the file with its credentials, and no other cluster's.
+        context: its context in that file.
+    """
+
+    def __init__(self):
+        self.name, self.kubeconfig, self.context = our_cluster.name(), our_cluster.kubeconfig(), our_cluster.context()
+        self.lessons: set[str] = set()
+        self.made_here = False
+        self._asked, self._problem = False, "The cluster did not come up in time. Run scripts/cluster up."
+
+    def up(self) -> "Cluster":
+        """Have it usable. Tried once: what could not be made fails every test that needs it, in a sentence."""
+        if not self._asked:
+            self._asked = True
+            try:
+                engine.look()
+                pinned_kind()
+                self.made_here = not our_cluster.nodes()
+                our_cluster.up()
+                self._problem = None
+            except Failure as failure:
+                self._problem = f"{failure.cause} {failure.remedy}"
+        if self._problem:
+            pytest.fail(self._problem, pytrace=False)
+        return self
+
+    def kubectl(self, *arguments, **options):
+        """Run kubectl on this cluster; the options are those of `kit.console.run` (check=False, input=…)."""
+        return our_cluster.kubectl(*arguments, **options)
+
+    def finish(self, stem: str) -> None:
+        """Remove what a lesson has left in the cluster."""
+        self.lessons.discard(stem)
+        with in_a_sentence():
+            lessons.delete_namespaces(stem)
+
+    def close(self, keep: bool) -> None:
+        """Remove what interrupted lessons have left, and the cluster if this session made it."""
+        for stem in sorted(self.lessons):
+            self.finish(stem)
+        if self.made_here and not keep:
+            our_cluster.down()
+
+
+CLUSTER = pytest.StashKey[Cluster]()
+FAILED = pytest.StashKey[str]()
+
+
+def pinned_kind() -> Path:
+    """The path of kind, in the version that scripts/kit pins.
+
+    Raises:
+        Failure: it is missing, or another version.
+    """
+    if not tools.KIND.exists():
+        raise Failure(f"kind is not at {tools.KIND}.", "Run scripts/setup.")
+    version = run([tools.KIND, "version"]).stdout.strip()
+    if tools.KIND_VERSION not in version.split():
+        raise Failure(f"{tools.KIND} is not {tools.KIND_VERSION} but {version!r}.", "Remove it and run scripts/setup.")
+    return tools.KIND
+
+
+@contextmanager
+def in_a_sentence():
+    """Turn the kit's Failure into a test's: cause and remedy, no traceback."""
+    try:
+        yield
+    except Failure as failure:
+        pytest.fail(f"{failure.cause} {failure.remedy}", pytrace=False)
+
+
+# ── The session ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pytest_addoption(parser):
+    """Declare --keep-cluster."""
+    parser.addoption(
+        "--keep-cluster",
+        action="store_true",
+        help="keep the cluster even if this session had to make it. One that was there before (a learner's, or the one "
+        "that scripts/test makes first) is reused and never removed, with or without this option",
+    )
+
+
+def pytest_configure(config):
+    """Let this session, and every kernel it starts, know our tools and our cluster only."""
+    if Path(sys.prefix) != tools.ENVIRONMENT:
+        raise pytest.UsageError(f"This pytest is not the workshop's. Run {tools.BIN}/pytest, or scripts/test.")
+    tools.enter_environment()
+    try:
+        config.stash[CLUSTER] = Cluster()
+    except Failure as failure:
+        raise pytest.UsageError(f"{failure.cause} {failure.remedy}") from None
+    os.environ["KUBECONFIG"] = str(config.stash[CLUSTER].kubeconfig)
+    if not sys.__stdout__.isatty() and config.option.color == "auto":
+        config.option.color = "no"  # nbval's own colours would fill a log with escape codes
+    # nbval would look for it from wherever pytest was called.
+    config.option.nbval_sanitize_with = str(ROOT / config.option.nbval_sanitize_with)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    """Mark what needs the cluster, so that scripts/check can leave it out."""
+    for item in items:
+        if isinstance(item, IPyNbCell) or {"kind", "cluster"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("cluster")
+
+
+@pytest.hookimpl(trylast=True)  # after pytest has stopped the last kernel
+def pytest_sessionfinish(session):
+    """Leave the machine as it was found."""
+    session.config.stash[CLUSTER].close(session.config.option.keep_cluster)
+
+
+# ── Tests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="session")
+def kind() -> Path:
+    """The path of the pinned kind."""
+    with in_a_sentence():
+        return pinned_kind()
+
+
+@pytest.fixture(scope="session")
+def cluster(kind, pytestconfig) -> Cluster:
+    """The session's cluster, usable."""
+    return pytestconfig.stash[CLUSTER].up()
+
+
+# ── Notebook cells ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.hookimpl(tryfirst=True)  # before the notebook's kernel starts
+def pytest_runtest_setup(item):
+    """Give a cell the cluster; skip it if an earlier one of its notebook failed."""
+    if not isinstance(item, IPyNbCell):
+        return
+    if failed := item.parent.stash.get(FAILED, None):
+        pytest.skip(f"{failed} of this notebook failed")
+    item.config.stash[CLUSTER].up().lessons.add(item.path.stem)
+    item.output_timeout = 60  # nbval would give a busy machine 5 s to print what a cell has done
+
+
+def pytest_exception_interact(node):
+    """Remember the first cell of a notebook that failed: what comes after it would only repeat that it did."""
+    if isinstance(node, IPyNbCell):
+        node.parent.stash.setdefault(FAILED, node.name)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """After a notebook's last cell, when its kernel has stopped, remove what it has left in the cluster."""
+    try:
+        return (yield)
+    finally:
+        session_cluster = item.config.stash[CLUSTER]
+        last = nextitem is None or nextitem.parent is not item.parent
+        if isinstance(item, IPyNbCell) and last and item.path.stem in session_cluster.lessons:
+            session_cluster.finish(item.path.stem)
