@@ -105,13 +105,13 @@ def status() -> tuple[str, str]:
     """The cluster in a word (absent, stopped, half-made, usable) and a sentence with what to do."""
     states = nodes()
     if not states:
-        return "absent", f"There is no cluster {name()}. scripts/cluster up makes it."
+        return "absent", f"There is no cluster {name()}. Run scripts/cluster up, which makes it."
     if set(states.values()) != {"running"}:
         which = ", ".join(f"{node} is {state}" for node, state in states.items() if state != "running")
-        return "stopped", f"The cluster {name()} is stopped ({which}). scripts/cluster up starts it."
+        return "stopped", f"The cluster {name()} is stopped ({which}). Run scripts/cluster up, which starts it."
     _write_kubeconfig()
     if _mark() is None:
-        return "half-made", f"The cluster {name()} does not answer as it should. scripts/cluster up mends or replaces it."
+        return "half-made", f"The cluster {name()} does not answer as it should. Run scripts/cluster up, which mends or replaces it."
     addresses = " and ".join(f"{scheme}://127.0.0.1:{port}" for scheme, port in ports().items())
     return "usable", f"The cluster {name()} is usable: {len(states)} nodes, Ingress at {addresses}."
 
@@ -250,11 +250,20 @@ def _make_network() -> None:
 
 def _kind_create(chosen: tuple[int, int]) -> None:
     """Run `kind create cluster` with scripts/kind.yaml, filled in for this host."""
-    template = string.Template((ROOT / "scripts/kind.yaml").read_text())
-    cgroup = "failCgroupV1: false" if engine.cgroup_version() == "1" else ""
-    filled = template.substitute(http=chosen[0], https=chosen[1], cgroup=cgroup)
+    filled = kind_config(*chosen, engine.cgroup_version())
+    lock = kubeconfig().with_name(kubeconfig().name + ".lock")
+    if lock.exists():  # kind's own, from a run that was killed; we hold the lock that counts
+        lock.unlink()
+        print(f"Removed {lock.name}, left behind by a run that was killed.")
     kind("create", "cluster", "--image", images.own_node(), "--config", "-", "--kubeconfig", kubeconfig(), "--retain",
          input=filled, remedy="Read the lines above; scripts/doctor looks for the usual causes.")  # fmt: skip
+
+
+def kind_config(http: int, https: int, cgroup_version: str) -> str:
+    """scripts/kind.yaml with its names filled in: the Ingress ports, and what only a cgroup v1 host needs."""
+    template = string.Template((ROOT / "scripts/kind.yaml").read_text())
+    cgroup = "failCgroupV1: false" if cgroup_version == "1" else ""
+    return template.substitute(http=http, https=https, cgroup=cgroup)
 
 
 def _load_into(node: str, archive: Path) -> None:
@@ -375,10 +384,11 @@ def port_owner(port: int) -> str:
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         rows = [line.split() for line in table.read_text().splitlines()[1:]] if table.exists() else []
         inodes |= {row[9] for row in rows if row[3] == "0A" and int(row[1].rsplit(":")[-1], 16) == port}
-    for process in Path("/proc").glob("[0-9]*") if inodes else ():
-        with contextlib.suppress(OSError):
-            links = {os.readlink(link) for link in (process / "fd").iterdir()}
-            if links & {f"socket:[{inode}]" for inode in inodes}:
+    sockets = {f"socket:[{inode}]" for inode in inodes}
+    for link in Path("/proc").glob("[0-9]*/fd/*") if sockets else ():
+        with contextlib.suppress(OSError):  # another user's, or gone since it was listed
+            if os.readlink(link) in sockets:
+                process = link.parents[1]
                 return f"{(process / 'comm').read_text().strip()} (process {process.name})"
     return "another program"
 

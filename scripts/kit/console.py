@@ -80,8 +80,6 @@ def run(
     """
     arguments = [str(argument) for argument in arguments]
     name, text = Path(arguments[0]).name, options.pop("input", None)
-    if _stopping.is_set():
-        raise KeyboardInterrupt
     try:
         process = subprocess.Popen(
             arguments,
@@ -96,6 +94,8 @@ def run(
     except FileNotFoundError:
         raise Failure(f"{name} is not on PATH ({os.environ.get('PATH', '')}).", "Run scripts/setup.") from None
     _running.add(process)
+    if _stopping.is_set():
+        _end(process)
     try:
         if on_line:
             reader = threading.Thread(target=lambda: stdout.append(process.stdout.read()))

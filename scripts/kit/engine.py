@@ -180,6 +180,11 @@ def lacks_capability() -> bool:
     return status.exists() and not restricted_runtime.held(status.read_text()) >> bit & 1
 
 
+def restricts() -> bool:
+    """Whether the running engine uses `restricted_runtime` unless told otherwise."""
+    return run(["docker", "info", "--format", "{{.DefaultRuntime}}"], timeout=10).stdout.strip() == "workshop"
+
+
 def _install_runtime() -> Path:
     """Put `restricted_runtime` where the daemon can run it without this clone; returns its path."""
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))

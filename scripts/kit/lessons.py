@@ -1,10 +1,17 @@
-"""The lessons: finding their notebooks, and removing what a run of one leaves in the cluster."""
+"""The lessons: finding their notebooks, storing what they print, and removing what a run leaves in the cluster."""
 
+import os
+import subprocess
 from pathlib import Path
 
 from kit import LABEL, OWNER, ROOT, cluster
+from kit.console import Failure
 
 NOTEBOOKS = ROOT / "notebooks"
+CELL_SECONDS = 180
+
+# As JupyterLab writes it; a notebook that a learner opens and saves then differs in what the learner changed.
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
 def notebooks() -> dict[str, Path]:
@@ -28,3 +35,53 @@ def delete_namespaces(stem: str) -> list[str]:
         cluster.kubectl("delete", "namespace", *left, "--timeout=60s",
                         remedy=f"See what holds it: kubectl get namespace {left[0]} --output=yaml")  # fmt: skip
     return left
+
+
+def refresh(path: Path, say=lambda text: None) -> str:
+    """Run a lesson in a new kernel and store its outputs, all of them or none; returns what was done.
+
+    Raises:
+        Failure: a cell failed or took too long; it shows the cell and what it printed.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellControlSignal, DeadKernelError
+
+    notebook = nbformat.read(path, as_version=4)
+    running = 0
+
+    def show(cell_index: int, **_) -> None:
+        nonlocal running
+        running = cell_index
+        say(f"{path.stem}: cell {cell_index + 1} of {len(notebook.cells)}")
+
+    client = NotebookClient(notebook, kernel_name=KERNEL["name"], resources={"metadata": {"path": path.parent}},
+                            timeout=CELL_SECONDS, coalesce_streams=True, record_timing=False,
+                            on_cell_start=lambda cell, cell_index: show(cell_index))  # fmt: skip
+    try:
+        client.execute(stderr=subprocess.DEVNULL)  # the kernel's own log; what a cell writes there comes another way
+    except (CellControlSignal, DeadKernelError) as error:
+        cell = notebook.cells[running]
+        raise Failure(f"{path.stem}, cell {running + 1}, failed:\n{_indented(cell, error)}",
+                      "Mend it and refresh again; the notebook is as it was.") from None  # fmt: skip
+    tidy(notebook)
+    part = path.with_suffix(".part")
+    nbformat.write(notebook, part)
+    os.replace(part, path)
+    return f"{sum(cell.cell_type == 'code' for cell in notebook.cells)} cells stored"
+
+
+def tidy(notebook) -> None:
+    """Take out of a notebook what would change from run to run, or with the program that wrote it."""
+    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    for cell in notebook.cells:
+        cell.metadata = {key: cell.metadata[key] for key in ("jupyter", "tags") if key in cell.metadata}
+
+
+def _indented(cell, error) -> str:
+    """A cell that failed, in a few lines: the code, the last lines that it printed, and the error."""
+    printed = "".join(output.get("text", "") for output in cell.get("outputs", []))
+    what = getattr(error, "ename", type(error).__name__)
+    why = getattr(error, "evalue", str(error)).strip().splitlines()[:1]
+    lines = [*cell.source.splitlines()[:12], "", *printed.splitlines()[-8:], f"{what}: {''.join(why)[:200]}"]
+    return "\n".join(f"    {line}" for line in lines)

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import urllib.request
 import venv
 from pathlib import Path
@@ -24,6 +23,7 @@ KIND_SHA256 = {
 }
 KIND_URL = "https://github.com/kubernetes-sigs/kind/releases/download"
 GO_OLDEST = (1, 26)
+OLDEST_PYTHON = (3, 11, 2)
 
 REQUIREMENTS = ROOT / "requirements.txt"
 
@@ -51,7 +51,7 @@ def enter_environment() -> None:
     Raises:
         Failure: Python is too old, has no venv module, or pip cannot install.
     """
-    if sys.version_info < (3, 11, 2):
+    if sys.version_info < OLDEST_PYTHON:
         raise Failure(f"Python {platform.python_version()} is too old; 3.11 is needed.", "Install Python 3.11 or newer.")
     # The tools are found by name from here on: ours before anybody else's.
     path = [str(BIN), str(KIND.parent), str(GO.parent)]
@@ -75,7 +75,7 @@ def enter_environment() -> None:
     os.execv(BIN / "python", [BIN / "python", *sys.argv])
 
 
-def pip_install(*arguments: str, say=lambda text: None) -> None:
+def pip_install(*arguments) -> None:
     """Install into the environment with pip; the person's own pip settings (mirror, certificate) hold."""
     command = [BIN / "python", "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
     run([*command, *arguments], remedy="Check that pip reaches its package index (pip config list), then try again.")
@@ -198,9 +198,3 @@ def go_environment() -> dict:
     """The environment for `go`: no C compiler needed, no search for version control, more memory for fewer pauses."""
     # Go's build cache and module cache stay the user's own. GOGC=400 saves about a tenth of a large build's time.
     return os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", "GOGC": "400", "GOTOOLCHAIN": "local"}
-
-
-def extract(archive: Path, member: str) -> str:
-    """The text of one member of a tar archive."""
-    with tarfile.open(archive) as file:
-        return file.extractfile(member).read().decode()

@@ -1,0 +1,117 @@
+"""Where a learner works: the cleared copy of the lessons, and the JupyterLab that serves it."""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from pathlib import Path
+
+from kit import ROOT, STATE, cluster, tools
+from kit.console import Failure
+
+NOTEBOOKS = ROOT / "notebooks"
+WORK = ROOT / "work"
+
+# JupyterLab would otherwise ask at the first start whether it may fetch news.
+SETTINGS = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+
+
+def copy_lessons(fresh: bool = False) -> int:
+    """Put lessons without their outputs into work/, beside links to what they share.
+
+    A stored output would spoil the prediction, and a learner's run must not overwrite what the tests compare with.
+
+    Args:
+        fresh: also replace the lessons that are there already.
+
+    Returns:
+        How many lessons were written.
+    """
+    import nbformat
+
+    WORK.mkdir(exist_ok=True)
+    written = 0
+    for source in sorted(NOTEBOOKS.iterdir()):
+        target = WORK / source.name
+        if source.suffix == ".ipynb":
+            if fresh or not target.exists():
+                lesson = nbformat.read(source, as_version=4)
+                for cell in lesson.cells:
+                    if cell.cell_type == "code":
+                        cell.outputs, cell.execution_count = [], None
+                nbformat.write(lesson, target)
+                written += 1
+        elif not source.name.startswith((".", "__")):
+            if target.is_symlink() or target.is_file():
+                target.unlink()
+            if not target.exists():
+                target.symlink_to(Path("..") / NOTEBOOKS.name / source.name)
+    return written
+
+
+def environment() -> dict:
+    """The environment of JupyterLab and of the lessons: our cluster and tools, nothing of the person's Jupyter."""
+    jupyter = STATE / "jupyter"
+    return os.environ | {
+        "KUBECONFIG": str(cluster.kubeconfig()),
+        "KIND_CLUSTER_NAME": cluster.name(),
+        "JUPYTER_CONFIG_DIR": str(jupyter / "config"),
+        "JUPYTER_DATA_DIR": str(jupyter / "data"),
+        "JUPYTER_RUNTIME_DIR": str(jupyter / "runtime"),
+        "IPYTHONDIR": str(jupyter / "ipython"),
+    }
+
+
+def serve(browser: bool) -> None:
+    """Run JupyterLab on the loopback address until it ends or is interrupted; print its URL once it answers.
+
+    Raises:
+        Failure: it does not come up; its log says why.
+    """
+    overrides = tools.ENVIRONMENT / "share/jupyter/lab/settings/overrides.json"
+    overrides.parent.mkdir(parents=True, exist_ok=True)
+    overrides.write_text(json.dumps(SETTINGS))
+    token, port, log = secrets.token_urlsafe(24), _free_port(), STATE / "jupyter.log"
+    command = [tools.BIN / "jupyter-lab", "--no-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
+               "--ServerApp.port_retries=0", f"--ServerApp.root_dir={WORK}", "--ServerApp.open_browser=False",
+               *(["--allow-root"] if os.getuid() == 0 else [])]  # fmt: skip
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, env=environment() | {"JUPYTER_TOKEN": token}, cwd=WORK,
+                                   stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)  # fmt: skip
+    try:
+        _await(process, port, log)
+        first = min(path.name for path in WORK.glob("*.ipynb"))
+        url = f"http://127.0.0.1:{port}/lab/tree/{first}?token={token}"
+        print(f"\nThe workshop is at\n\n    {url}\n\nCtrl-C stops it.", flush=True)
+        if browser:
+            webbrowser.open(url)
+        process.wait()
+    except KeyboardInterrupt:
+        print("\nJupyterLab is stopped. The cluster goes on running; scripts/cluster down removes it.")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _free_port() -> int:
+    """JupyterLab's usual port 8888, or the next free one."""
+    return next(port for port in range(8888, 9888) if not cluster.taken(port))
+
+
+def _await(process: subprocess.Popen, port: int, log: Path) -> None:
+    """Wait until the server answers; it tells nobody when it is ready, so this asks it."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2):
+                return
+        except (urllib.error.URLError, socket.timeout, ConnectionError):
+            if process.poll() is not None or time.monotonic() > deadline:
+                last = (log.read_text().strip().splitlines() or ["it wrote nothing"])[-1]
+                raise Failure(f"JupyterLab did not start: {last}", f"Read {log}.") from None
+            time.sleep(0.2)

@@ -1,0 +1,288 @@
+"""The kit's own functions, each with real files, sockets, programs and containers; no cluster is needed."""
+
+import json
+import os
+import random
+import socket
+import stat
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from kit import LABEL, OWNER, cluster, console, engine, images, restricted_runtime, tools
+from kit.console import Failure, Step, run, run_steps
+
+# ── console ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_failing_program_is_told_in_one_sentence_with_its_last_words():
+    with pytest.raises(Failure) as told:
+        run(["sh", "-c", "echo one >&2; echo two >&2; exit 3"], remedy="Do this.")
+    assert "status 3" in told.value.cause and "two" in told.value.cause
+    assert told.value.remedy == "Do this."
+
+
+def test_a_missing_program_is_named_with_the_path_that_was_searched():
+    with pytest.raises(Failure, match="no-such-program is not on PATH .*/"):
+        run(["no-such-program"])
+
+
+def test_a_program_that_hangs_is_ended_with_all_it_started(tmp_path):
+    child = tmp_path / "child"
+    with pytest.raises(Failure, match="gave no answer within 1 s"):
+        run(["sh", "-c", f"tail -f /dev/null & echo $! > {child}; wait"], timeout=1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(child.read_text()), 0)
+        # A killed child stays a zombie until init reaps it; it no longer runs either way.
+        if Path(f"/proc/{child.read_text().strip()}/stat").read_text().rsplit(")")[1].split()[0] in "ZX":
+            raise ProcessLookupError
+
+
+def test_steps_run_in_order_and_beside_one_another(capsys):
+    done = []
+    meet = __import__("threading").Barrier(2, timeout=10)  # breaks unless both run at the same time
+
+    def together(name):
+        meet.wait()
+        done.append(name)
+        return "done"
+
+    run_steps([
+        Step("last", lambda say: done.append("last") or "done", after=("left", "right")),
+        Step("left", lambda say: together("left")),
+        Step("right", lambda say: together("right")),
+    ])  # fmt: skip
+    assert sorted(done[:2]) == ["left", "right"] and done[2] == "last"
+    assert "✓ last: done" in capsys.readouterr().out
+
+
+def test_a_failed_step_ends_the_programs_beside_it():
+    def fail(say):
+        raise Failure("It broke.", "Mend it.")
+
+    with pytest.raises(Failure, match="It broke"):
+        run_steps([Step("long", lambda say: run(["tail", "-f", "/dev/null"]).stdout), Step("broken", fail)])
+    assert run(["echo", "again"]).stdout == "again\n"  # programs may start again afterwards
+
+
+def test_a_lock_is_held_by_one_process_at_a_time(tmp_path):
+    lock = tmp_path / "lock"
+    code = (f"import sys; sys.path.insert(0, {str(Path(console.__file__).parents[1])!r})\n"
+            "from pathlib import Path; from kit.console import only_one\n"
+            f"with only_one(Path({str(lock)!r}), 'the test'): print('inside')")  # fmt: skip
+    with console.only_one(lock, "the test"):
+        other = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True)
+        waiting = other.stdout.readline()
+        assert f"Process {os.getpid()} is at work on the test" in waiting
+    assert other.communicate(timeout=10)[0] == "inside\n"
+
+
+# ── engine ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def process_object():
+    return {
+        "capabilities": {"bounding": ["CAP_CHOWN", "CAP_SYS_RESOURCE"], "effective": ["CAP_SYS_RESOURCE"]},
+        "oomScoreAdj": -999,
+        "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 2**40, "soft": 2**40}],
+    }
+
+
+def test_the_restricted_runtime_takes_out_what_the_host_withholds():
+    trimmed = restricted_runtime.trim(process_object(), mask=(1 << 41) - 1 - (1 << 24))
+    assert trimmed["capabilities"] == {"bounding": ["CAP_CHOWN"], "effective": []}
+    assert trimmed["oomScoreAdj"] == 0
+    hard = __import__("resource").getrlimit(__import__("resource").RLIMIT_NOFILE)[1]
+    assert trimmed["rlimits"][0]["hard"] == (hard if hard != -1 else 2**40)
+
+
+def test_the_restricted_runtime_leaves_a_whole_host_alone():
+    assert restricted_runtime.trim(process_object(), mask=(1 << 41) - 1) == process_object()
+
+
+@pytest.mark.parametrize("form", (["--bundle", "B"], ["--bundle=B"], ["-b", "B"]))
+def test_the_restricted_runtime_finds_the_bundle(form):
+    assert restricted_runtime.option(["create", *form, "name"], "--bundle", "-b") == "B"
+
+
+def test_a_privileged_container_runs_on_this_host(engine_ready):
+    """Where the host withholds a capability, this needs the restricted runtime to work."""
+    shown = images.docker("run", "--rm", "--privileged", "workshop/base:1", "grep", "CapEff", "/proc/self/status")
+    assert shown.stdout.startswith("CapEff:")
+
+
+@pytest.fixture
+def engine_ready():
+    """The engine that the machine has, or a failure that says what to do."""
+    return engine.look()
+
+
+# ── tools ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def program(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_kind_of_the_right_version_on_path_is_taken(tmp_path, monkeypatch):
+    program(tmp_path, "kind", f"echo kind {tools.KIND_VERSION} go1.26 linux/amd64")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(tools, "KIND", tmp_path / "cache" / "kind")
+    assert tools.ensure_kind() == f"{tools.KIND_VERSION}, copied from {tmp_path / 'kind'}"
+    assert tools.ensure_kind() == f"{tools.KIND_VERSION}, in the cache"
+
+
+def test_a_kind_of_another_version_is_passed_over(tmp_path, monkeypatch):
+    program(tmp_path, "kind", "echo kind v0.20.0 go1.20 linux/amd64")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH'].split(str(tools.KIND.parent) + ':')[-1]}")
+    monkeypatch.setattr(tools, "KIND", tmp_path / "cache" / "kind")
+    assert "copied" not in tools.ensure_kind()
+    assert tools.KIND_VERSION in run([tools.KIND, "version"]).stdout
+
+
+def test_a_download_with_another_checksum_is_refused():
+    with pytest.raises(Failure, match="not what was pinned: SHA-256 [0-9a-f]{64}, wanted aee6"):
+        tools.check(b"not kind", tools.KIND_SHA256["linux-amd64"], "kind")
+
+
+# ── images ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_fingerprint_changes_with_any_file_its_name_and_its_mode(tmp_path):
+    seen = set()
+    file = tmp_path / "one"
+    for change in (lambda: file.write_text("a"), lambda: file.write_text("b"), lambda: file.chmod(0o755),
+                   lambda: file.rename(tmp_path / "two")):  # fmt: skip
+        change()
+        seen.add(images.fingerprint(tmp_path))
+    assert len(seen) == 4
+    assert images.fingerprint(tmp_path) in seen  # and with nothing else
+
+
+def test_a_damaged_archive_in_the_cache_is_removed_and_said(tmp_path, monkeypatch, engine_ready):
+    monkeypatch.setattr(images, "ARCHIVES", tmp_path)
+    archive = tmp_path / "node-000.tar"
+    archive.write_bytes(b"half a tar")
+    with pytest.raises(Failure, match="node-000.tar cannot be loaded"):
+        images.load(archive)
+    assert not archive.exists()
+
+
+def test_a_bundle_without_our_node_is_refused(tmp_path, monkeypatch, engine_ready):
+    bundle = tmp_path / "bundle.tar"
+    images.docker("save", "--output", bundle, "workshop/base:1")
+    monkeypatch.setenv("WORKSHOP_BUNDLE", str(bundle))
+    monkeypatch.setattr(images, "ARCHIVES", tmp_path / "none")
+    monkeypatch.setitem(images.NODE, "tag", "workshop/node:never")
+    monkeypatch.setitem(images.NODE, "pull", "workshop/node:never")
+    with pytest.raises(Failure, match="holds no node image for this version"):
+        images.fetch_node()
+
+
+# ── cluster ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ("state", "a", "s2", "my-state"))
+def test_a_good_cluster_name_is_taken(name, monkeypatch):
+    monkeypatch.setenv("KIND_CLUSTER_NAME", name)
+    assert cluster.name() == name
+
+
+BAD_NAMES = ["a;reboot", "$(id)", "A", "-a", "a-", "a" * 31, "ä", "a b", "a\nb", "../a", "1a", "a.b", "a_b"]
+LETTERS = random.Random(1)
+BAD_NAMES += ["".join(LETTERS.choices(string.printable, k=LETTERS.randint(1, 80))) for _ in range(200)]
+
+
+def test_a_bad_cluster_name_is_refused(monkeypatch):
+    allowed = set(string.ascii_lowercase + string.digits + "-")
+    for bad in BAD_NAMES:
+        monkeypatch.setenv("KIND_CLUSTER_NAME", bad)
+        if set(bad) <= allowed and bad[0].isalpha() and bad[-1] != "-" and len(bad) <= 30:
+            continue  # chance made a good one
+        with pytest.raises(Failure, match="cannot name a cluster"):
+            cluster.name()
+
+
+@pytest.mark.parametrize(("version", "there"), (("1", True), ("2", False)))
+def test_only_a_cgroup_v1_host_gets_the_cgroup_v1_setting(version, there):
+    config = yaml.safe_load(cluster.kind_config(8081, 8444, version))
+    kubelet = yaml.safe_load(config["kubeadmConfigPatches"][0])
+    assert ("failCgroupV1" in kubelet) == there
+    assert kubelet.get("failCgroupV1", False) is False
+
+
+def test_the_cluster_publishes_on_the_loopback_address_only_and_never_8080():
+    config = yaml.safe_load(cluster.kind_config(8081, 8444, "2"))
+    mappings = [mapping for node in config["nodes"] for mapping in node.get("extraPortMappings", ())]
+    assert {mapping["listenAddress"] for mapping in mappings} == {"127.0.0.1"} and len(mappings) == 2
+    assert config["networking"]["apiServerAddress"] == "127.0.0.1"
+
+
+@pytest.fixture
+def busy_port():
+    """A loopback port that this process listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def test_a_taken_port_that_was_asked_for_is_named_with_its_owner(busy_port, monkeypatch):
+    monkeypatch.setenv("WORKSHOP_HTTP_PORT", str(busy_port))
+    with pytest.raises(Failure, match=rf"Port {busy_port} on 127.0.0.1 is taken by .*\(process {os.getpid()}\)"):
+        cluster.choose_ports()
+
+
+@pytest.mark.parametrize("value", ("8080", "0", "65536", "-1", "http", "80; reboot", ""))
+def test_a_port_that_is_none_is_refused(value, monkeypatch):
+    monkeypatch.setenv("WORKSHOP_HTTP_PORT", value)
+    with pytest.raises(Failure, match="is no port for the Ingress"):
+        cluster.choose_ports()
+
+
+def test_a_taken_pair_is_passed_over(monkeypatch):
+    monkeypatch.delenv("WORKSHOP_HTTP_PORT", raising=False)
+    http, https = cluster.choose_ports()
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", http))
+        listener.listen()
+        assert http not in cluster.choose_ports()
+
+
+def test_a_kubeconfig_is_private_and_never_written_through_a_link(tmp_path):
+    victim, target = tmp_path / "victim", tmp_path / "kubeconfig"
+    victim.write_text("mine")
+    target.symlink_to(victim)
+    cluster._write_private(target, "secret")
+    assert victim.read_text() == "mine" and target.read_text() == "secret"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600 and not target.is_symlink()
+
+
+def test_our_label_is_on_the_node_image(engine_ready):
+    assert images.label(images.own_node(), LABEL) == OWNER
+
+
+def test_a_missing_node_image_says_how_to_get_it(monkeypatch, engine_ready):
+    monkeypatch.setattr(images, "own_node", lambda: "workshop/node-of-nobody:never")
+    with pytest.raises(Failure, match="node-of-nobody:never is not in the engine") as told:
+        cluster.up()
+    assert "scripts/setup" in told.value.remedy
+
+
+def test_the_images_of_the_list_are_all_built_from_a_folder():
+    assert set(images.WORKSHOP) == {
+        path.parent.name for path in images.IMAGES.glob("*/Dockerfile") if path.parent.name != "node"
+    }
+    assert all(image["tag"].startswith("workshop/") for image in images.WORKSHOP.values())
+
+
+def test_the_engine_shows_our_images_with_the_right_architecture(engine_ready):
+    shown = json.loads(images.docker("image", "inspect", images.own_node()).stdout)[0]
+    assert shown["Architecture"] == engine_ready["Arch"]
