@@ -1,6 +1,6 @@
 """What every test and every notebook cell gets: our tools first on PATH, and the real cluster.
 
-Tests ask for the fixtures `kind` and `cluster`; nbval's cells can have no fixtures, so a hook gives them the same object.
+Tests ask for the fixtures `kind` and `cluster`; nbval's cells can have no fixtures, so a hook gives them the same.
 """
 
 import os

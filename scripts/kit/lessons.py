@@ -60,6 +60,8 @@ def refresh(path: Path, say=lambda text: None) -> str:
                             on_cell_start=lambda cell, cell_index: show(cell_index))  # fmt: skip
     try:
         client.execute(stderr=subprocess.DEVNULL)  # the kernel's own log; what a cell writes there comes another way
+    except AssertionError:  # on Ctrl-C nbclient ends the kernel, and then trips over having none
+        raise KeyboardInterrupt from None
     except (CellControlSignal, DeadKernelError) as error:
         cell = notebook.cells[running]
         raise Failure(f"{path.stem}, cell {running + 1}, failed:\n{_indented(cell, error)}",
