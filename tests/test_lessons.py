@@ -5,7 +5,10 @@ Whether the stored outputs are what a cluster says, nbval finds out by running t
 
 import copy
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +16,7 @@ from statistics import median
 
 import nbformat
 import pytest
-from kit import ROOT, lessons
+from kit import LABEL, OWNER, ROOT, lessons
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from nbval.plugin import comment_markers, get_sanitize_patterns, metadata_tags
 
@@ -483,3 +486,28 @@ def test_a_broken_rule_is_told(rule, break_it, said):
 
 def test_every_rule_can_fail():
     assert {rule for rule, *_ in BROKEN} == set(RULES)
+
+
+# ── The comparison can fail ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_wrong_output_fails_the_lesson_and_leaves_nothing(cluster, tmp_path):
+    """Of four cells the third does not print what is stored: the fourth is not run, and the namespace is removed."""
+    name = f"test-lessons-{os.getpid()}"
+    create = f"%%bash\nkubectl create namespace {name}\nkubectl label --output=name namespace {name} {LABEL}={OWNER}"
+    cells = [
+        ("print(1)", "1\n"),
+        (create, f"namespace/{name} created\nnamespace/{name}\n"),
+        ("print(3)", "33\n"),
+        ("print(4)", "4\n"),
+    ]
+    made = [
+        new_code_cell(source, execution_count=1, outputs=[new_output("stream", name="stdout", text=text)])
+        for source, text in cells
+    ]
+    path = tmp_path / f"{name}.ipynb"
+    nbformat.write(new_notebook(cells=made, metadata={"kernelspec": lessons.KERNEL}), path)
+    command = [sys.executable, "-m", "pytest", f"--config-file={ROOT / 'pyproject.toml'}", str(path)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+    assert "1 failed, 2 passed, 1 skipped" in result, result
+    assert cluster.kubectl("get", "namespace", name, "--ignore-not-found").stdout == ""

@@ -145,5 +145,5 @@ def test_the_api_server_takes_it(apply, path):
 def test_the_api_server_refuses(apply):
     answer = apply(GOOD)
     assert answer.returncode and "violates PodSecurity" in answer.stderr
-    answer = apply(GOOD.replace("name: votes\n      image", "nam: votes\n      image"))
+    answer = apply(GOOD.replace("name: votes\n      image", "title: votes\n      image"))
     assert answer.returncode and "unknown field" in answer.stderr
