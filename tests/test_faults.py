@@ -240,20 +240,18 @@ def test_row_12_interrupted_while_creating():
 
 
 def test_rows_11_and_13_killed_while_creating_then_made_by_the_next_run():
-    process = start("cluster", "up")
-    until(kubeadm_is_at_work)
-    process.kill()  # kind goes on without it; the next run must not be misled
-    process.communicate()
-    kind = run(["pgrep", "-f", f"kind create cluster.*--name {NAME}"], check=False).stdout.split()
-    for pid in kind:
-        os.kill(int(pid), signal.SIGKILL)
-    assert cluster.status()[0] == "half-made"
     lock = cluster.kubeconfig().with_name(f"{NAME}.kubeconfig.lock")
     lock.touch()
+    process = start("cluster", "up")
+    until(kubeadm_is_at_work)
+    process.kill()
+    assert "left behind by a run that was killed" in process.communicate()[0]
+    for pid in run(["pgrep", "-f", f"kind create cluster.*--name {NAME}"]).stdout.split():
+        os.kill(int(pid), signal.SIGKILL)
+    assert cluster.status()[0] == "half-made"
     status, output = outcome("cluster", "up")
     assert status == 0, output
-    assert "left behind by a run that was killed" in output and not lock.exists()
-    assert cluster.status()[0] == "usable"
+    assert cluster.status()[0] == "usable" and not lock.exists()
 
 
 # ── A whole cluster ───────────────────────────────────────────────────────────────────────────────────────────────

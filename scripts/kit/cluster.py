@@ -4,6 +4,7 @@ What there is, is asked of the engine and of the API server every time; no recor
 """
 
 import contextlib
+import datetime
 import json
 import os
 import re
@@ -88,16 +89,18 @@ def ports() -> dict[str, int]:
     return {scheme: int(found[port]) for scheme, port in (("http", "80"), ("https", "443")) if port in found}
 
 
+def _node_objects() -> list[dict] | None:
+    """The Node objects of the running cluster; None where its API server does not answer."""
+    shown = kubectl("get", "nodes", "--output=json", "--request-timeout=5s", check=False)
+    return None if shown.returncode else json.loads(shown.stdout)["items"]
+
+
 def _mark() -> str | None:
     """The images the running cluster holds, or None where it is not (yet) usable or does not answer."""
-    shown = kubectl("get", "nodes", "--output=json", "--request-timeout=5s", check=False)
-    if shown.returncode:
-        return None
-    items = json.loads(shown.stdout)["items"]
+    items = _node_objects() or []
     marks = {item["metadata"]["annotations"].get(MARK) for item in items}
-    ready = all(
-        any(each["type"] == "Ready" and each["status"] == "True" for each in item["status"]["conditions"]) for item in items
-    )
+    ready = all(any(each["type"] == "Ready" and each["status"] == "True" for each in item["status"]["conditions"])
+                for item in items)  # fmt: skip
     return marks.pop() if len(items) == 3 and len(marks) == 1 and ready else None
 
 
@@ -156,6 +159,7 @@ def _resume(states: dict[str, str], say) -> bool:
     """Start the containers of an existing cluster; whether it is one that was once complete."""
     if len(states) != 3:
         return False
+    began = datetime.datetime.now(datetime.UTC)
     for node, state in states.items():
         if state != "running":
             say(f"{node} is {state}; starting it")
@@ -166,20 +170,30 @@ def _resume(states: dict[str, str], say) -> bool:
             return True
     # The mark is kept in the API server: give it time to come up, watching the containers' own word for it.
     _write_kubeconfig(wait=True)
-    shown = _ask_until(lambda: kubectl("get", "nodes", "--output=json", "--request-timeout=5s", check=False), 60)
-    if shown is None:
-        return False
-    items = json.loads(shown.stdout)["items"]
+    items = _ask_until(_node_objects, 60) or []
     if len(items) != 3 or not all(MARK in item["metadata"]["annotations"] for item in items):
+        return False
+    # A node that was stopped still counts as Ready for a while: believe only what it has said since.
+    say("waiting for word from every node")
+    started = {node for node, state in states.items() if state != "running"}
+    if not _ask_until(lambda: started <= _heard_since(began), READY_SECONDS):
         return False
     _settle(items[0]["metadata"]["annotations"][MARK], say)
     return True
 
 
-def _ask_until(question, seconds: float) -> subprocess.CompletedProcess | None:
-    """Ask an API server that is starting until it answers; None if it does not in time."""
+def _heard_since(began: datetime.datetime) -> set[str]:
+    """The nodes that have renewed their lease since then."""
+    shown = kubectl("get", "leases", "--namespace=kube-node-lease", "--output=json", "--request-timeout=5s", check=False)
+    items = json.loads(shown.stdout)["items"] if shown.returncode == 0 else []
+    return {item["metadata"]["name"] for item in items
+            if datetime.datetime.fromisoformat(item["spec"]["renewTime"]) > began}  # fmt: skip
+
+
+def _ask_until(question, seconds: float):
+    """Ask an API server that is starting until the answer is true; None if it is not in time."""
     deadline = time.monotonic() + seconds
-    while (answer := question()).returncode:
+    while not (answer := question()):
         if time.monotonic() > deadline:
             return None
         time.sleep(0.3)  # nothing can be watched before the API server answers
@@ -197,14 +211,16 @@ def _write_kubeconfig(wait: bool = False) -> None:
     if path.exists() and port and f"https://{port}" in path.read_text():
         return
     STATE.mkdir(mode=0o700, exist_ok=True)
-    fetch = lambda: kind("get", "kubeconfig", check=False)  # noqa: E731
-    shown = _ask_until(fetch, 30) if wait else fetch()
-    if shown is None or shown.returncode:
+    def fetch() -> str:
+        return kind("get", "kubeconfig", check=False).stdout
+
+    text = _ask_until(fetch, 30) if wait else fetch()
+    if not text:
         return
-    if not re.search(r"server: https://127\.0\.0\.1:\d+$", shown.stdout, re.MULTILINE):
+    if not re.search(r"server: https://127\.0\.0\.1:\d+$", text, re.MULTILINE):
         raise Failure(f"The API server of {name()} is not published on 127.0.0.1.",
                       "Run scripts/cluster down and scripts/cluster up.")  # fmt: skip
-    _write_private(path, shown.stdout)
+    _write_private(path, text)
 
 
 def _write_private(path: Path, text: str) -> None:
@@ -248,15 +264,21 @@ def _make_network() -> None:
                "--label", f"{LABEL}={OWNER}", NETWORK)  # fmt: skip
 
 
-def _kind_create(chosen: tuple[int, int]) -> None:
+def _kind_create(chosen: tuple[int, int], *options: str) -> None:
     """Run `kind create cluster` with scripts/kind.yaml, filled in for this host."""
     filled = kind_config(*chosen, engine.cgroup_version())
     lock = kubeconfig().with_name(kubeconfig().name + ".lock")
     if lock.exists():  # kind's own, from a run that was killed; we hold the lock that counts
         lock.unlink()
-        print(f"Removed {lock.name}, left behind by a run that was killed.")
+        print(f"Removed {lock.name}, left behind by a run that was killed.", flush=True)
     kind("create", "cluster", "--image", images.own_node(), "--config", "-", "--kubeconfig", kubeconfig(), "--retain",
-         input=filled, remedy="Read the lines above; scripts/doctor looks for the usual causes.")  # fmt: skip
+         *options, input=filled, remedy="Read the lines above; scripts/doctor looks for the usual causes.")  # fmt: skip
+
+
+def bare() -> None:
+    """Only what kind does: `kind create cluster --wait` with our image and settings. For scripts/bench."""
+    _make_network()
+    _kind_create(choose_ports(), "--wait=120s")
 
 
 def kind_config(http: int, https: int, cgroup_version: str) -> str:
