@@ -26,6 +26,8 @@ from kit import LABEL, OWNER, ROOT, STATE, cluster, images, tools
 from kit.console import Failure, run
 from kit.images import docker
 
+pytestmark = pytest.mark.cluster
+
 NAME = "faults"
 SCRIPTS = ROOT / "scripts"
 

@@ -108,6 +108,7 @@ def test_the_restricted_runtime_finds_the_bundle(form):
     assert restricted_runtime.option(["create", *form, "name"], "--bundle", "-b") == "B"
 
 
+@pytest.mark.cluster
 def test_a_privileged_container_runs_on_this_host(engine_ready):
     """Where the host withholds a capability, this needs the restricted runtime to work."""
     shown = images.docker("run", "--rm", "--privileged", "workshop/base:1", "grep", "CapEff", "/proc/self/status")
@@ -165,6 +166,7 @@ def test_a_fingerprint_changes_with_any_file_its_name_and_its_mode(tmp_path):
     assert images.fingerprint(tmp_path) in seen  # and with nothing else
 
 
+@pytest.mark.cluster
 def test_a_damaged_archive_in_the_cache_is_removed_and_said(tmp_path, monkeypatch, engine_ready):
     monkeypatch.setattr(images, "ARCHIVES", tmp_path)
     archive = tmp_path / "node-000.tar"
@@ -174,6 +176,7 @@ def test_a_damaged_archive_in_the_cache_is_removed_and_said(tmp_path, monkeypatc
     assert not archive.exists()
 
 
+@pytest.mark.cluster
 def test_a_bundle_without_our_node_is_refused(tmp_path, monkeypatch, engine_ready):
     bundle = tmp_path / "bundle.tar"
     images.docker("save", "--output", bundle, "workshop/base:1")
@@ -265,10 +268,12 @@ def test_a_kubeconfig_is_private_and_never_written_through_a_link(tmp_path):
     assert stat.S_IMODE(target.stat().st_mode) == 0o600 and not target.is_symlink()
 
 
+@pytest.mark.cluster
 def test_our_label_is_on_the_node_image(engine_ready):
     assert images.label(images.own_node(), LABEL) == OWNER
 
 
+@pytest.mark.cluster
 def test_a_missing_node_image_says_how_to_get_it(monkeypatch, engine_ready):
     monkeypatch.setattr(images, "own_node", lambda: "workshop/node-of-nobody:never")
     with pytest.raises(Failure, match="node-of-nobody:never is not in the engine") as told:
@@ -283,6 +288,7 @@ def test_the_images_of_the_list_are_all_built_from_a_folder():
     assert all(image["tag"].startswith("workshop/") for image in images.WORKSHOP.values())
 
 
+@pytest.mark.cluster
 def test_the_engine_shows_our_images_with_the_right_architecture(engine_ready):
     shown = json.loads(images.docker("image", "inspect", images.own_node()).stdout)[0]
     assert shown["Architecture"] == engine_ready["Arch"]
