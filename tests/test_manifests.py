@@ -11,7 +11,8 @@ import yaml
 from kit import LABEL, OWNER, ROOT, images
 
 LESSONS = [path for path in sorted((ROOT / "manifests").rglob("*.yaml")) if path.name != "kustomization.yaml"]
-SYSTEM = [ROOT / "images/traefik/traefik.yaml", *sorted((ROOT / "images/node/files/manifests").glob("*.yaml"))]
+SYSTEM = [path for folder in ("images/node/files/manifests", "images/traefik", "notebooks")
+          for path in sorted((ROOT / folder).glob("*.yaml"))]  # fmt: skip
 IMAGES = {f"workshop/system:{images.NODE['version']}", *(image["tag"] for image in images.WORKSHOP.values())}
 BREAKS = "# breaks restricted: "
 
