@@ -50,9 +50,16 @@ def removed_at_the_end():
 
 def start(*command, env=(), **options) -> subprocess.Popen:
     """Start one of our scripts as a person would, in a terminal of its own."""
-    return subprocess.Popen([str(SCRIPTS / command[0]), *command[1:]], env=os.environ | dict(env), text=True,
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            start_new_session=True, **options)  # fmt: skip
+    return subprocess.Popen(
+        [str(SCRIPTS / command[0]), *command[1:]],
+        env=os.environ | dict(env),
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        **options,
+    )
 
 
 def outcome(*command, env=()) -> tuple[int, str]:
@@ -82,8 +89,9 @@ def ours() -> dict[str, str]:
 
 def other_clusters() -> bool:
     """Whether another cluster of this user runs, and so keeps the network in use."""
-    shown = docker("ps", "-a", "--filter", f"label={LABEL}={OWNER}", "--format",
-                   '{{.Label "io.x-k8s.kind.cluster"}}').stdout.split()  # fmt: skip
+    shown = docker(
+        "ps", "-a", "--filter", f"label={LABEL}={OWNER}", "--format", '{{.Label "io.x-k8s.kind.cluster"}}'
+    ).stdout.split()
     return bool(set(shown) - {NAME})
 
 
@@ -131,7 +139,11 @@ def test_row_2_the_socket_is_not_ours_to_use(tmp_path):
         done = subprocess.run(
             [shutil.which("python3", path="/usr/bin:/usr/local/bin:/opt/homebrew/bin"), place / "scripts/doctor"],
             env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "DOCKER_HOST": f"unix://{tmp_path}/docker.sock"},
-            capture_output=True, text=True, timeout=60, **nobody)  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=60,
+            **nobody,
+        )
     assert done.returncode == 1 and "You may not use Docker at unix://" in done.stdout, done.stdout + done.stderr
     assert "usermod -aG docker" in done.stdout and "Traceback" not in done.stderr
 
@@ -153,9 +165,16 @@ def test_row_28_the_images_are_not_there(tmp_path):
     """An empty cache, with the Python environment at hand: `cluster up` says what makes the rest."""
     cache = tmp_path / "kubernetes-and-state"
     cache.mkdir()
-    code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); from kit import cluster, console; console.main(cluster.up)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
-                          env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)})  # fmt: skip
+    code = (
+        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); from kit import cluster, console; console.main(cluster.up)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
+    )
     assert done.returncode == 1 and "scripts/setup" in done.stderr
     assert_one_sentence(done.stderr)
 
@@ -188,8 +207,9 @@ def test_row_7_an_asked_for_port_is_taken():
 
 def test_row_10_a_foreign_cluster_of_the_same_name_is_never_touched():
     # Its image carries our label; the container's own says that somebody else made it.
-    foreign = docker("create", "--label", "io.x-k8s.kind.cluster=foreign", "--label", f"{LABEL}=somebody",
-                     "workshop/base:1").stdout.strip()  # fmt: skip
+    foreign = docker(
+        "create", "--label", "io.x-k8s.kind.cluster=foreign", "--label", f"{LABEL}=somebody", "workshop/base:1"
+    ).stdout.strip()
     try:
         for action in ("up", "down", "status"):
             status, output = outcome("cluster", action, env={"KIND_CLUSTER_NAME": "foreign"})
@@ -309,12 +329,18 @@ def test_row_17_the_persons_own_clusters_are_never_read(tmp_path):
     server.hits = 0
     threading.Thread(target=server.serve_forever, daemon=True).start()
     own = tmp_path / "config"
-    own.write_text(json.dumps({
-        "apiVersion": "v1", "kind": "Config", "current-context": "prod",
-        "clusters": [{"name": "prod", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-        "contexts": [{"name": "prod", "context": {"cluster": "prod", "user": "prod"}}],
-        "users": [{"name": "prod", "user": {"token": "not-a-secret"}}],
-    }))  # fmt: skip
+    own.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "prod",
+                "clusters": [{"name": "prod", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+                "contexts": [{"name": "prod", "context": {"cluster": "prod", "user": "prod"}}],
+                "users": [{"name": "prod", "user": {"token": "not-a-secret"}}],
+            }
+        )
+    )
     before = own.read_bytes()
     run([tools.BIN / "kubectl", "--kubeconfig", own, "get", "nodes", "--request-timeout=2s"], check=False)
     assert server.hits > 0  # the canary sings when it is touched
@@ -322,8 +348,11 @@ def test_row_17_the_persons_own_clusters_are_never_read(tmp_path):
     home = tmp_path / "home" / ".kube"
     home.mkdir(parents=True)
     shutil.copy(own, home / "config")
-    environment = {"KUBECONFIG": str(own), "HOME": str(home.parent),
-                   "XDG_CACHE_HOME": str(Path(tools.ENVIRONMENT).parents[1])}  # fmt: skip
+    environment = {
+        "KUBECONFIG": str(own),
+        "HOME": str(home.parent),
+        "XDG_CACHE_HOME": str(Path(tools.ENVIRONMENT).parents[1]),
+    }
     for action in ("status", "up"):
         assert outcome("cluster", action, env=environment)[0] == 0
     server.shutdown()
@@ -435,13 +464,19 @@ sys.stdin.read()
     kernels = []
     try:
         for _ in range(2):
-            kernel = subprocess.Popen([sys.executable, "-c", code], text=True, stdin=subprocess.PIPE,
-                                      stdout=subprocess.PIPE, start_new_session=True)  # fmt: skip
+            kernel = subprocess.Popen(
+                [sys.executable, "-c", code],
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+            )
             kernels.append(kernel)
             said = [kernel.stdout.readline() for _ in range(3)]
             assert said[-1] == "made\n", said
-            found = cluster.kubectl("get", "configmap", "made-by", "--namespace=test-killed",
-                                    "--output=jsonpath={.data.pid}").stdout  # fmt: skip
+            found = cluster.kubectl(
+                "get", "configmap", "made-by", "--namespace=test-killed", "--output=jsonpath={.data.pid}"
+            ).stdout
             assert found == str(kernel.pid)
             kernel.kill()
             kernel.wait()
@@ -490,7 +525,9 @@ def test_row_49_jupyterlab_listens_on_the_loopback_address_and_wants_its_token()
 
 
 def test_rows_52_and_53_down_leaves_nothing_and_may_be_said_twice():
-    others = {line for line in docker("ps", "-a", "--format", "{{.ID}} {{.Names}}").stdout.splitlines() if NAME not in line}
+    others = {
+        line for line in docker("ps", "-a", "--format", "{{.ID}} {{.Names}}").stdout.splitlines() if NAME not in line
+    }
     kept_images = docker("images", "--quiet").stdout
     own_volumes = {
         mount["Name"]
@@ -503,7 +540,7 @@ def test_rows_52_and_53_down_leaves_nothing_and_may_be_said_twice():
     assert ours() == NOTHING and not own_volumes & volumes()
     assert not list(STATE.glob(f"{NAME}*"))
     assert outcome("cluster", "down") == (0, "There is no cluster faults.\n")
-    assert {line for line in docker("ps", "-a", "--format", "{{.ID}} {{.Names}}").stdout.splitlines()} >= others
+    assert set(docker("ps", "-a", "--format", "{{.ID}} {{.Names}}").stdout.splitlines()) >= others
     assert docker("images", "--quiet").stdout == kept_images
 
 

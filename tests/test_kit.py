@@ -50,11 +50,13 @@ def test_steps_run_in_order_and_beside_one_another(capsys):
         done.append(name)
         return "done"
 
-    run_steps([
-        Step("last", lambda say: done.append("last") or "done", after=("left", "right")),
-        Step("left", lambda say: together("left")),
-        Step("right", lambda say: together("right")),
-    ])  # fmt: skip
+    run_steps(
+        [
+            Step("last", lambda say: done.append("last") or "done", after=("left", "right")),
+            Step("left", lambda say: together("left")),
+            Step("right", lambda say: together("right")),
+        ]
+    )
     assert sorted(done[:2]) == ["left", "right"] and done[2] == "last"
     assert "✓ last: done" in capsys.readouterr().out
 
@@ -70,9 +72,11 @@ def test_a_failed_step_ends_the_programs_beside_it():
 
 def test_a_lock_is_held_by_one_process_at_a_time(tmp_path):
     lock = tmp_path / "lock"
-    code = (f"import sys; sys.path.insert(0, {str(Path(console.__file__).parents[1])!r})\n"
-            "from pathlib import Path; from kit.console import only_one\n"
-            f"with only_one(Path({str(lock)!r}), 'the test'): print('inside')")  # fmt: skip
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(console.__file__).parents[1])!r})\n"
+        "from pathlib import Path; from kit.console import only_one\n"
+        f"with only_one(Path({str(lock)!r}), 'the test'): print('inside')"
+    )
     with console.only_one(lock, "the test"):
         other = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True)
         waiting = other.stdout.readline()
@@ -158,8 +162,12 @@ def test_a_download_with_another_checksum_is_refused():
 def test_a_fingerprint_changes_with_any_file_its_name_and_its_mode(tmp_path):
     seen = set()
     file = tmp_path / "one"
-    for change in (lambda: file.write_text("a"), lambda: file.write_text("b"), lambda: file.chmod(0o755),
-                   lambda: file.rename(tmp_path / "two")):  # fmt: skip
+    for change in (
+        lambda: file.write_text("a"),
+        lambda: file.write_text("b"),
+        lambda: file.chmod(0o755),
+        lambda: file.rename(tmp_path / "two"),
+    ):
         change()
         seen.add(images.fingerprint(tmp_path))
     assert len(seen) == 4
@@ -276,6 +284,7 @@ def test_our_label_is_on_the_node_image(engine_ready):
 @pytest.mark.cluster
 def test_a_missing_node_image_says_how_to_get_it(monkeypatch, engine_ready):
     monkeypatch.setattr(images, "own_node", lambda: "workshop/node-of-nobody:never")
+    monkeypatch.setenv("KIND_CLUSTER_NAME", "never-made")
     with pytest.raises(Failure, match="node-of-nobody:never is not in the engine") as told:
         cluster.up()
     assert "scripts/setup" in told.value.remedy

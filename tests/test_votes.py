@@ -1,5 +1,6 @@
 """The votes application: what it answers, what its stores keep, how it starts and stops. Nothing here is a mock."""
 
+import contextlib
 import http.client
 import importlib.util
 import json
@@ -62,10 +63,8 @@ def gunicorn(**settings):
     try:
         yield process, port
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it is gone already, and its worker with it
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it is gone already, and its worker with it
         process.communicate()
 
 

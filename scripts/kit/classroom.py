@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import socket
 import subprocess
 import time
 import urllib.error
@@ -77,12 +76,26 @@ def serve(browser: bool) -> None:
     overrides.parent.mkdir(parents=True, exist_ok=True)
     overrides.write_text(json.dumps(SETTINGS))
     token, port, log = secrets.token_urlsafe(24), _free_port(), STATE / "jupyter.log"
-    command = [tools.BIN / "jupyter-lab", "--no-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
-               "--ServerApp.port_retries=0", f"--ServerApp.root_dir={WORK}", "--ServerApp.open_browser=False",
-               *(["--allow-root"] if os.getuid() == 0 else [])]  # fmt: skip
+    command = [
+        tools.BIN / "jupyter-lab",
+        "--no-browser",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.root_dir={WORK}",
+        "--ServerApp.open_browser=False",
+        *(["--allow-root"] if os.getuid() == 0 else []),
+    ]
     with open(log, "w") as file:
-        process = subprocess.Popen(command, env=environment() | {"JUPYTER_TOKEN": token}, cwd=WORK,
-                                   stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            env=environment() | {"JUPYTER_TOKEN": token},
+            cwd=WORK,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
     try:
         _await(process, port, log)
         first = min(path.name for path in WORK.glob("*.ipynb"))
@@ -110,7 +123,7 @@ def _await(process: subprocess.Popen, port: int, log: Path) -> None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2):
                 return
-        except (urllib.error.URLError, socket.timeout, ConnectionError):
+        except (TimeoutError, urllib.error.URLError, ConnectionError):
             if process.poll() is not None or time.monotonic() > deadline:
                 last = (log.read_text().strip().splitlines() or ["it wrote nothing"])[-1]
                 raise Failure(f"JupyterLab did not start: {last}", f"Read {log}.") from None

@@ -70,8 +70,14 @@ def nodes() -> dict[str, str]:
     Raises:
         Failure: a cluster of this name exists that is not ours.
     """
-    shown = docker("ps", "--all", "--filter", f"label=io.x-k8s.kind.cluster={name()}",
-                   "--format", '{{.Names}}\t{{.State}}\t{{.Label "' + LABEL + '"}}').stdout  # fmt: skip
+    shown = docker(
+        "ps",
+        "--all",
+        "--filter",
+        f"label=io.x-k8s.kind.cluster={name()}",
+        "--format",
+        '{{.Names}}\t{{.State}}\t{{.Label "' + LABEL + '"}}',
+    ).stdout
     rows = [line.split("\t") for line in shown.splitlines()]
     for container, _, owner in rows:
         if owner != OWNER:
@@ -99,8 +105,10 @@ def _mark() -> str | None:
     """The images the running cluster holds, or None where it is not (yet) usable or does not answer."""
     items = _node_objects() or []
     marks = {item["metadata"]["annotations"].get(MARK) for item in items}
-    ready = all(any(each["type"] == "Ready" and each["status"] == "True" for each in item["status"]["conditions"])
-                for item in items)  # fmt: skip
+    ready = all(
+        any(each["type"] == "Ready" and each["status"] == "True" for each in item["status"]["conditions"])
+        for item in items
+    )
     return marks.pop() if len(items) == 3 and len(marks) == 1 and ready else None
 
 
@@ -114,7 +122,10 @@ def status() -> tuple[str, str]:
         return "stopped", f"The cluster {name()} is stopped ({which}). Run scripts/cluster up, which starts it."
     _write_kubeconfig()
     if _mark() is None:
-        return "half-made", f"The cluster {name()} does not answer as it should. Run scripts/cluster up, which mends or replaces it."
+        return (
+            "half-made",
+            f"The cluster {name()} does not answer as it should. Run scripts/cluster up, which mends or replaces it.",
+        )
     addresses = " and ".join(f"{scheme}://127.0.0.1:{port}" for scheme, port in ports().items())
     return "usable", f"The cluster {name()} is usable: {len(states)} nodes, Ingress at {addresses}."
 
@@ -132,22 +143,18 @@ def up(say=lambda text, done=None: None) -> str:
         Failure: it could not be made (nothing of it is left), is foreign, or does not become usable.
     """
     archive = images.workshop_archive()
-    if not archive.exists() or images.label(images.own_node(), LABEL) != OWNER:
-        raise Failure(f"The node image {images.own_node()} is not in the engine.",
-                      "Run scripts/setup: it fetches or builds what is missing.")  # fmt: skip
     STATE.mkdir(mode=0o700, exist_ok=True)
     STATE.chmod(0o700)
     with only_one(CACHE / f"cluster-{name()}.lock", f"the cluster {name()}"):
         states = nodes()
-        if states:
-            done = "reused" if _resume(states, say) else None
-            if done and _mark() == archive.stem:
+        if states and _resume(states, say):
+            if _mark() == archive.stem:
                 return f"{name()}, already usable"
-            if done:
-                say("loading images")
-                _load_images(archive)
-                _settle(archive.stem, say)
-                return f"{name()}, mended"
+            say("loading images")
+            _load_images(archive)
+            _settle(archive.stem, say)
+            return f"{name()}, mended"
+        if states:
             say("replacing a half-made cluster")
             _delete()
         _create(archive.stem, say)
@@ -184,10 +191,13 @@ def _resume(states: dict[str, str], say) -> bool:
 
 def _heard_since(began: datetime.datetime) -> set[str]:
     """The nodes that have renewed their lease since then."""
-    shown = kubectl("get", "leases", "--namespace=kube-node-lease", "--output=json", "--request-timeout=5s", check=False)
+    shown = kubectl(
+        "get", "leases", "--namespace=kube-node-lease", "--output=json", "--request-timeout=5s", check=False
+    )
     items = json.loads(shown.stdout)["items"] if shown.returncode == 0 else []
-    return {item["metadata"]["name"] for item in items
-            if datetime.datetime.fromisoformat(item["spec"]["renewTime"]) > began}  # fmt: skip
+    return {
+        item["metadata"]["name"] for item in items if datetime.datetime.fromisoformat(item["spec"]["renewTime"]) > began
+    }
 
 
 def _ask_until(question, seconds: float):
@@ -211,6 +221,7 @@ def _write_kubeconfig(wait: bool = False) -> None:
     if path.exists() and port and f"https://{port}" in path.read_text():
         return
     STATE.mkdir(mode=0o700, exist_ok=True)
+
     def fetch() -> str:
         return kind("get", "kubeconfig", check=False).stdout
 
@@ -218,8 +229,10 @@ def _write_kubeconfig(wait: bool = False) -> None:
     if not text:
         return
     if not re.search(r"server: https://127\.0\.0\.1:\d+$", text, re.MULTILINE):
-        raise Failure(f"The API server of {name()} is not published on 127.0.0.1.",
-                      "Run scripts/cluster down and scripts/cluster up.")  # fmt: skip
+        raise Failure(
+            f"The API server of {name()} is not published on 127.0.0.1.",
+            "Run scripts/cluster down and scripts/cluster up.",
+        )
     _write_private(path, text)
 
 
@@ -234,6 +247,11 @@ def _write_private(path: Path, text: str) -> None:
 
 def _create(mark: str, say) -> None:
     """Create the cluster and make it usable; on any failure, or Ctrl-C, remove what there is of it."""
+    if images.label(images.own_node(), LABEL) != OWNER:
+        raise Failure(
+            f"The node image {images.own_node()} is not in the engine.",
+            "Run scripts/setup: it fetches or builds what is missing.",
+        )
     _make_network()
     try:
         for attempt in range(3):
@@ -260,8 +278,16 @@ def _create(mark: str, say) -> None:
 def _make_network() -> None:
     """Create our network, with our label; kind then uses it as it is."""
     if docker("network", "inspect", NETWORK, check=False).returncode:
-        docker("network", "create", "--driver=bridge", "--opt", "com.docker.network.bridge.enable_ip_masquerade=true",
-               "--label", f"{LABEL}={OWNER}", NETWORK)  # fmt: skip
+        docker(
+            "network",
+            "create",
+            "--driver=bridge",
+            "--opt",
+            "com.docker.network.bridge.enable_ip_masquerade=true",
+            "--label",
+            f"{LABEL}={OWNER}",
+            NETWORK,
+        )
 
 
 def _kind_create(chosen: tuple[int, int], *options: str) -> None:
@@ -271,8 +297,20 @@ def _kind_create(chosen: tuple[int, int], *options: str) -> None:
     if lock.exists():  # kind's own, from a run that was killed; we hold the lock that counts
         lock.unlink()
         print(f"Removed {lock.name}, left behind by a run that was killed.", flush=True)
-    kind("create", "cluster", "--image", images.own_node(), "--config", "-", "--kubeconfig", kubeconfig(), "--retain",
-         *options, input=filled, remedy="Read the lines above; scripts/doctor looks for the usual causes.")  # fmt: skip
+    kind(
+        "create",
+        "cluster",
+        "--image",
+        images.own_node(),
+        "--config",
+        "-",
+        "--kubeconfig",
+        kubeconfig(),
+        "--retain",
+        *options,
+        input=filled,
+        remedy="Read the lines above; scripts/doctor looks for the usual causes.",
+    )
 
 
 def bare() -> None:
@@ -294,12 +332,27 @@ def _load_into(node: str, archive: Path) -> None:
     As `kind load image-archive` does, but with `--local`: 1.9 s instead of 4.8 s for 320 MB.
     """
     with open(archive, "rb") as file:
-        docker("exec", "--interactive", node, "ctr", "--namespace=k8s.io", "images", "import", "--local",
-               "--all-platforms", "--digests", "-", stdin=file, remedy=f"Remove {archive}, run scripts/setup, and try again.")  # fmt: skip
+        docker(
+            "exec",
+            "--interactive",
+            node,
+            "ctr",
+            "--namespace=k8s.io",
+            "images",
+            "import",
+            "--local",
+            "--all-platforms",
+            "--digests",
+            "-",
+            stdin=file,
+            remedy=f"Remove {archive}, run scripts/setup, and try again.",
+        )
 
 
 def _load_images(archive: Path) -> None:
     """Load the archive into every node of a running cluster."""
+    if not archive.exists():
+        raise Failure("The workshop's images are not in the cache.", "Run scripts/setup: it builds them.")
     for node in nodes():
         _load_into(node, archive)
 
@@ -318,13 +371,23 @@ def _verify_patches() -> None:
     kubelet = json.loads(shown)["kubeletconfig"]
     found = {key: kubelet.get(key) for key in EXPECTED_KUBELET}
     crash = kubelet.get("crashLoopBackOff", {}).get("maxContainerRestartPeriod")
-    flags = kubectl("get", "pods", "--namespace=kube-system", "--selector=tier=control-plane",
-                    "--output=jsonpath={.items[*].spec.containers[*].command}").stdout  # fmt: skip
-    missing = [flag for flag in ("node-monitor-grace-period=20s", "default-unreachable-toleration-seconds=10")
-               if flag not in flags]  # fmt: skip
+    flags = kubectl(
+        "get",
+        "pods",
+        "--namespace=kube-system",
+        "--selector=tier=control-plane",
+        "--output=jsonpath={.items[*].spec.containers[*].command}",
+    ).stdout
+    missing = [
+        flag
+        for flag in ("node-monitor-grace-period=20s", "default-unreachable-toleration-seconds=10")
+        if flag not in flags
+    ]
     if found != EXPECTED_KUBELET or crash != "5s" or missing:
-        raise Failure(f"kind did not pass on the settings of scripts/kind.yaml: {found}, {crash}, {missing}.",
-                      f"Check that kind is {tools.KIND_VERSION} and that its patches still match.")  # fmt: skip
+        raise Failure(
+            f"kind did not pass on the settings of scripts/kind.yaml: {found}, {crash}, {missing}.",
+            f"Check that kind is {tools.KIND_VERSION} and that its patches still match.",
+        )
 
 
 def _settle(mark: str, say) -> None:
@@ -346,12 +409,21 @@ def wait_for(*what: str, condition: str) -> None:
     """`kubectl wait` with a deadline; a time-out tells what is not ready and the latest warnings."""
     waited = kubectl("wait", *what, f"--for=condition={condition}", f"--timeout={READY_SECONDS}s", check=False)
     if waited.returncode:
-        events = kubectl("get", "events", "--all-namespaces", "--field-selector=type=Warning", "--sort-by=.lastTimestamp",
-                         "--output=custom-columns=:.involvedObject.name,:.message", "--no-headers",
-                         check=False).stdout.splitlines()[-3:]  # fmt: skip
+        events = kubectl(
+            "get",
+            "events",
+            "--all-namespaces",
+            "--field-selector=type=Warning",
+            "--sort-by=.lastTimestamp",
+            "--output=custom-columns=:.involvedObject.name,:.message",
+            "--no-headers",
+            check=False,
+        ).stdout.splitlines()[-3:]
         last = waited.stderr.strip().splitlines()[-1:]
-        raise Failure(f"{what[0]} not {condition} after {READY_SECONDS} s: {' '.join(last)} {' | '.join(events)}",
-                      "Run scripts/cluster down, then scripts/cluster up; scripts/doctor looks for the usual causes.")  # fmt: skip
+        raise Failure(
+            f"{what[0]} not {condition} after {READY_SECONDS} s: {' '.join(last)} {' | '.join(events)}",
+            "Run scripts/cluster down, then scripts/cluster up; scripts/doctor looks for the usual causes.",
+        )
 
 
 # ── Ports ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -377,10 +449,14 @@ def _asked_port(variable: str, default: int) -> int:
     """The free port that an environment variable names."""
     text = os.environ.get(variable, str(default))
     if not text.isdecimal() or not 0 < int(text) < 65536 or int(text) == 8080:
-        raise Failure(f"{variable}={text[:40]!r} is no port for the Ingress.", "Use a number from 1 to 65535, but not 8080.")
+        raise Failure(
+            f"{variable}={text[:40]!r} is no port for the Ingress.", "Use a number from 1 to 65535, but not 8080."
+        )
     if taken(int(text)):
-        raise Failure(f"Port {text} on 127.0.0.1 is taken by {port_owner(int(text))}.",
-                      f"Stop it, or set {variable} to another port.")  # fmt: skip
+        raise Failure(
+            f"Port {text} on 127.0.0.1 is taken by {port_owner(int(text))}.",
+            f"Stop it, or set {variable} to another port.",
+        )
     return int(text)
 
 
@@ -441,6 +517,10 @@ def _delete(keep_network: bool = False) -> None:
     for file in STATE.glob(f"{name()}.kubeconfig*"):
         file.unlink()
     shutil.rmtree(STATE / "notebooks" / name(), ignore_errors=True)
-    if not keep_network and docker("network", "ls", "--quiet", "--filter", f"name=^{NETWORK}$",
-                                   "--filter", f"label={LABEL}={OWNER}").stdout:  # fmt: skip
+    if (
+        not keep_network
+        and docker(
+            "network", "ls", "--quiet", "--filter", f"name=^{NETWORK}$", "--filter", f"label={LABEL}={OWNER}"
+        ).stdout
+    ):
         docker("network", "rm", NETWORK, check=False)  # refused while another cluster of ours is in it

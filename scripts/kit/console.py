@@ -36,14 +36,20 @@ def main(command: Callable[[], None]) -> None:
         print("\n✗ Interrupted. Nothing is left half-made; the same command goes on from here.", file=sys.stderr)
         sys.exit(1)
     except PermissionError as error:
-        print(f"\n✗ {error.filename} may not be written or read by you.\n  → Make it yours (chown), or move the "
-              "clone or XDG_CACHE_HOME to where you may write.", file=sys.stderr)  # fmt: skip
+        print(
+            f"\n✗ {error.filename} may not be written or read by you.\n  → Make it yours (chown), or move the "
+            "clone or XDG_CACHE_HOME to where you may write.",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"\n✗ {error.filename}: {error.strerror}.\n  → Mend that path, or move the clone or XDG_CACHE_HOME "
-              "to a disk that is writable and has room.", file=sys.stderr)  # fmt: skip
+        print(
+            f"\n✗ {error.filename}: {error.strerror}.\n  → Mend that path, or move the clone or XDG_CACHE_HOME "
+            "to a disk that is writable and has room.",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 
@@ -172,8 +178,13 @@ def run_steps(steps: list[Step]) -> None:
     order = graphlib.TopologicalSorter({step.name: step.after for step in steps})
     order.prepare()
     by_name = {step.name: step for step in steps}
-    columns = (SpinnerColumn(finished_text=" "), TextColumn("{task.description:<16}"), BarColumn(20),
-               TimeElapsedColumn(), TextColumn("{task.fields[doing]}"))  # fmt: skip
+    columns = (
+        SpinnerColumn(finished_text=" "),
+        TextColumn("{task.description:<16}"),
+        BarColumn(20),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[doing]}"),
+    )
     with Progress(*columns, transient=True) as progress, ThreadPoolExecutor(len(steps)) as pool:
         console = progress.console
         running: dict = {}
@@ -197,7 +208,11 @@ def run_steps(steps: list[Step]) -> None:
                     step, task, began = running.pop(future)
                     outcome = future.result()
                     progress.remove_task(task)
-                    console.print(f"  ✓ {step.name}: {outcome} ({time.monotonic() - began:.1f} s)", highlight=False, soft_wrap=True)
+                    console.print(
+                        f"  ✓ {step.name}: {outcome} ({time.monotonic() - began:.1f} s)",
+                        highlight=False,
+                        soft_wrap=True,
+                    )
                     order.done(step.name)
         except BaseException:
             stop_programs()

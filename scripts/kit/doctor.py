@@ -32,7 +32,9 @@ class Warning(Failure):
 def python() -> str:
     """The Python that runs this."""
     if sys.version_info < tools.OLDEST_PYTHON:
-        raise Failure(f"Python {platform.python_version()} is too old; 3.11 is needed.", "Install Python 3.11 or newer.")
+        raise Failure(
+            f"Python {platform.python_version()} is too old; 3.11 is needed.", "Install Python 3.11 or newer."
+        )
     return f"Python {platform.python_version()}"
 
 
@@ -41,8 +43,10 @@ def folders() -> str:
     for folder in (ROOT, CACHE):
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
         if not os.access(nearest, os.W_OK):
-            raise Failure(f"{folder} may not be written by you.",
-                          "Make it yours (chown), or move the clone or XDG_CACHE_HOME to where you may write.")  # fmt: skip
+            raise Failure(
+                f"{folder} may not be written by you.",
+                "Make it yours (chown), or move the clone or XDG_CACHE_HOME to where you may write.",
+            )
     return f"The clone and {CACHE} can be written"
 
 
@@ -57,8 +61,10 @@ def capability() -> str:
         return "Containers may have all capabilities"
     if engine.restricts():
         return "This host withholds CAP_SYS_RESOURCE; the engine uses the workshop's runtime, which does without it"
-    raise Warning("This host withholds CAP_SYS_RESOURCE, and the running engine was not started by the workshop.",
-                  "If nodes fail with 'unable to apply caps', stop that engine and run scripts/setup as root.")  # fmt: skip
+    raise Warning(
+        "This host withholds CAP_SYS_RESOURCE, and the running engine was not started by the workshop.",
+        "If nodes fail with 'unable to apply caps', stop that engine and run scripts/setup as root.",
+    )
 
 
 def disk() -> str:
@@ -67,8 +73,10 @@ def disk() -> str:
     place = root if root.exists() else CACHE.parent
     free = shutil.disk_usage(place if place.exists() else "/").free
     if free < 5 * GIGABYTE:
-        raise Failure(f"Only {free / GIGABYTE:.1f} GB are free where Docker keeps its data; 5 GB are needed.",
-                      "Free some, for example with docker system prune.")  # fmt: skip
+        raise Failure(
+            f"Only {free / GIGABYTE:.1f} GB are free where Docker keeps its data; 5 GB are needed.",
+            "Free some, for example with docker system prune.",
+        )
     return f"{free / GIGABYTE:.0f} GB are free where Docker keeps its data"
 
 
@@ -76,8 +84,10 @@ def memory() -> str:
     """Memory for three nodes and a browser."""
     total = int(images.docker("info", "--format", "{{.MemTotal}}", timeout=10).stdout)
     if total < 3 * GIGABYTE:
-        raise Warning(f"The engine has only {total / GIGABYTE:.1f} GB of memory; the workshop wants 4 GB.",
-                      "Give Docker more memory (in Docker Desktop: Settings, Resources).")  # fmt: skip
+        raise Warning(
+            f"The engine has only {total / GIGABYTE:.1f} GB of memory; the workshop wants 4 GB.",
+            "Give Docker more memory (in Docker Desktop: Settings, Resources).",
+        )
     return f"The engine has {total / GIGABYTE:.0f} GB of memory"
 
 
@@ -85,8 +95,10 @@ def inotify() -> str:
     """The kernel's file-watching limits, which three nodes share."""
     limit = Path("/proc/sys/fs/inotify/max_user_instances")
     if limit.exists() and int(limit.read_text()) < 128:
-        raise Warning(f"Only {limit.read_text().strip()} inotify instances are allowed; three nodes may need more.",
-                      "sudo sysctl fs.inotify.max_user_instances=512")  # fmt: skip
+        raise Warning(
+            f"Only {limit.read_text().strip()} inotify instances are allowed; three nodes may need more.",
+            "sudo sysctl fs.inotify.max_user_instances=512",
+        )
     return "The kernel's inotify limits are high enough"
 
 
@@ -100,12 +112,16 @@ def ports() -> str:
 
 def prepared() -> str:
     """What set-up leaves behind."""
-    missing = [what for what, there in {
-        "the Python packages": tools.COMPLETE.exists(),
-        "kind": tools.KIND.exists(),
-        "the workshop's images": images.workshop_archive().exists(),
-        "the node image": images.label(images.own_node(), images.LABEL) is not None,
-    }.items() if not there]  # fmt: skip
+    missing = [
+        what
+        for what, there in {
+            "the Python packages": tools.COMPLETE.exists(),
+            "kind": tools.KIND.exists(),
+            "the workshop's images": images.workshop_archive().exists(),
+            "the node image": images.label(images.own_node(), images.LABEL) is not None,
+        }.items()
+        if not there
+    ]
     if missing:
         raise Failure(f"Not set up yet: {', '.join(missing)}.", "Run scripts/setup.")
     return "Everything is set up"

@@ -163,8 +163,10 @@ def _start_detached() -> None:
     if lacks_capability():
         command += ["--add-runtime", f"workshop={_install_runtime()}", "--default-runtime", "workshop"]
     # After a crash or a reboot, a left-over process number may by now belong to another program.
-    for pid_file, program in (("/var/run/docker.pid", "dockerd"),
-                              ("/var/run/docker/containerd/containerd.pid", "containerd")):  # fmt: skip
+    for pid_file, program in (
+        ("/var/run/docker.pid", "dockerd"),
+        ("/var/run/docker/containerd/containerd.pid", "containerd"),
+    ):
         with contextlib.suppress(OSError, ValueError):
             name = Path(f"/proc/{int(Path(pid_file).read_text())}/comm")
             if not name.exists() or name.read_text().strip() != program:

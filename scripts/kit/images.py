@@ -49,9 +49,21 @@ def label(tag: str, name: str) -> str | None:
 def build(context: Path, tag: str, mark: str, *arguments) -> None:
     """`docker build`, labelled with the fingerprint and our label. Works with and without the BuildKit plug-in."""
     kit = docker("buildx", "version", check=False).returncode == 0
-    docker("build", "--quiet", "--tag", tag, "--label", f"{FINGERPRINT}={mark}", "--label", f"{LABEL}={OWNER}",
-           "--build-arg", f"OWNER={OWNER}", *arguments, context,
-           env=os.environ | {"DOCKER_BUILDKIT": "1" if kit else "0"})  # fmt: skip
+    docker(
+        "build",
+        "--quiet",
+        "--tag",
+        tag,
+        "--label",
+        f"{FINGERPRINT}={mark}",
+        "--label",
+        f"{LABEL}={OWNER}",
+        "--build-arg",
+        f"OWNER={OWNER}",
+        *arguments,
+        context,
+        env=os.environ | {"DOCKER_BUILDKIT": "1" if kit else "0"},
+    )
     # What this build replaced, and the stages it went through, where they carry our label.
     docker("image", "prune", "--force", "--filter", f"label={LABEL}={OWNER}")
 
@@ -104,10 +116,19 @@ def ensure_debian(say=lambda text: None) -> str:
         engine.install("debootstrap")
     with workplace() as place:
         root = place / "root"
-        run(["debootstrap", "--variant=minbase", "--include=ca-certificates", "trixie", root, *debian_mirror()],
-            remedy="Read the lines above; debootstrap needs root and a Debian mirror.")  # fmt: skip
-        for folder in ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt",
-                       "var/lib/apt/lists", "var/log"):  # fmt: skip
+        run(
+            ["debootstrap", "--variant=minbase", "--include=ca-certificates", "trixie", root, *debian_mirror()],
+            remedy="Read the lines above; debootstrap needs root and a Debian mirror.",
+        )
+        for folder in (
+            "usr/share/doc",
+            "usr/share/man",
+            "usr/share/locale",
+            "usr/share/info",
+            "var/cache/apt",
+            "var/lib/apt/lists",
+            "var/log",
+        ):
             shutil.rmtree(root / folder)
             (root / folder).mkdir()
         run(["tar", "--create", "--numeric-owner", "--directory", root, "--file", place / "root.tar", "."])
@@ -158,8 +179,10 @@ def fetch_node(say=lambda text: None) -> str | None:
         say(f"loading {bundle}")
         load(Path(bundle))
         if not node_source():
-            raise Failure(f"{bundle} holds no node image for this version of the workshop.",
-                          f"Make one there with `docker save {NODE['tag']}`, or unset WORKSHOP_BUNDLE.")  # fmt: skip
+            raise Failure(
+                f"{bundle} holds no node image for this version of the workshop.",
+                f"Make one there with `docker save {NODE['tag']}`, or unset WORKSHOP_BUNDLE.",
+            )
         return f"{NODE['tag']}, from {bundle}"
     say("pulling")
     if docker("pull", "--quiet", NODE["pull"], check=False).returncode == 0:
@@ -183,8 +206,10 @@ def compile_node(say, programs: Path) -> None:
         "k8s.io/client-go/pkg/version.gitVersion": version,
     }
     kubernetes = "-s -w " + " ".join(f"-X {name}={value}" for name, value in stamps.items())
-    plugins = [f"github.com/containernetworking/plugins/plugins/{name}"
-               for name in ("main/ptp", "main/loopback", "ipam/host-local", "meta/portmap")]  # fmt: skip
+    plugins = [
+        f"github.com/containernetworking/plugins/plugins/{name}"
+        for name in ("main/ptp", "main/loopback", "ipam/host-local", "meta/portmap")
+    ]
     # The provisioner has a call of its own: it imports a logger under a name that differs from ours in case only.
     builds = [
         ("Kubernetes", IMAGES / "node", kubernetes, ["./kube", "./pause", *plugins]),
@@ -194,8 +219,12 @@ def compile_node(say, programs: Path) -> None:
     programs.mkdir(exist_ok=True)
     for what, folder, linker, packages in builds:
         say(f"fetching the modules of {what}", 0)
-        listed = run([go, "list", "-deps", *packages], cwd=folder, env=environment,
-                     remedy="Check that Go reaches its module proxy (go env GOPROXY), then try again.")  # fmt: skip
+        listed = run(
+            [go, "list", "-deps", *packages],
+            cwd=folder,
+            env=environment,
+            remedy="Check that Go reaches its module proxy (go env GOPROXY), then try again.",
+        )
         total, compiled = len(listed.stdout.splitlines()), 0
 
         def count(line: str) -> None:
@@ -204,8 +233,23 @@ def compile_node(say, programs: Path) -> None:
             say(f"compiling {what}: {compiled} of {total} packages at most", compiled / total)  # noqa: B023
 
         # Debug tables nobody reads here would cost a tenth of the time.
-        run([go, "build", "-v", "-trimpath", "-gcflags=all=-dwarf=false", "-tags=no_aufs no_zfs no_btrfs no_devmapper",
-             f"-ldflags={linker}", "-o", f"{programs}/", *packages], cwd=folder, env=environment, on_line=count)  # fmt: skip
+        run(
+            [
+                go,
+                "build",
+                "-v",
+                "-trimpath",
+                "-gcflags=all=-dwarf=false",
+                "-tags=no_aufs no_zfs no_btrfs no_devmapper",
+                f"-ldflags={linker}",
+                "-o",
+                f"{programs}/",
+                *packages,
+            ],
+            cwd=folder,
+            env=environment,
+            on_line=count,
+        )
 
 
 def build_node(say, programs: Path) -> str:
@@ -218,25 +262,37 @@ def build_node(say, programs: Path) -> str:
             os.link(program, place / "bin" / program.name)
         for manifest in (place / "files/manifests").iterdir():
             manifest.write_text(manifest.read_text().replace("workshop/system:VERSION", system))
-        module = run([tools.ensure_go(), "mod", "download", "-json", f"sigs.k8s.io/kind@{tools.KIND_VERSION}"],
-                     cwd=IMAGES / "node").stdout  # fmt: skip
-        shutil.copytree(Path(json.loads(module)["Dir"]) / "images/base/files", place / "files/kind",
-                        copy_function=shutil.copyfile)  # the module cache is read-only; copies must not be  # fmt: skip
+        module = run(
+            [tools.ensure_go(), "mod", "download", "-json", f"sigs.k8s.io/kind@{tools.KIND_VERSION}"],
+            cwd=IMAGES / "node",
+        ).stdout
+        shutil.copytree(
+            Path(json.loads(module)["Dir"]) / "images/base/files", place / "files/kind", copy_function=shutil.copyfile
+        )  # the module cache is read-only; copies must not be
         say("the image of what runs in Pods")
         base, mark = ("--build-arg", f"BASE={LIST['debian']['tag']}"), node_mark()
         tags = [f"workshop/system:{name}" for name in (version, "coredns", "pause")]
         for name, tag in zip(("kube", "coredns", "pause"), tags, strict=True):
             build(place, tag, mark, "--file", place / "Dockerfile.system", "--target", name, *base)
         # kubeadm itself says which images it wants; ours answer to those names inside the nodes only.
-        wanted = docker("run", "--rm", system, "kubeadm", "config", "images", "list",
-                        f"--kubernetes-version={version}").stdout.split()  # fmt: skip
+        wanted = docker(
+            "run", "--rm", system, "kubeadm", "config", "images", "list", f"--kubernetes-version={version}"
+        ).stdout.split()
         names = {image: next((tag for tag in tags if tag.rsplit(":")[1] in image), system) for image in wanted}
         docker("save", "--output", place / "system-images.tar", *tags)
         say("the node image")
-        build(place, NODE["tag"], mark, *base,
-              "--build-arg", f"VERSION={version}",
-              "--build-arg", f"PAUSE={next(image for image in wanted if '/pause:' in image)}",
-              "--build-arg", "NAMES=" + " ".join(f"{image}={tag}" for image, tag in names.items()))  # fmt: skip
+        build(
+            place,
+            NODE["tag"],
+            mark,
+            *base,
+            "--build-arg",
+            f"VERSION={version}",
+            "--build-arg",
+            f"PAUSE={next(image for image in wanted if '/pause:' in image)}",
+            "--build-arg",
+            "NAMES=" + " ".join(f"{image}={tag}" for image, tag in names.items()),
+        )
     say("saving it in the cache")
     save(node_archive(), NODE["tag"])
     return f"{NODE['tag']}, built from package registries"
@@ -285,7 +341,7 @@ def _unpack_wheel(requirement: str, folder: Path) -> None:
         shutil.copytree(Path(place) / "bin", folder)
 
 
-# ── The node of our clusters ───────────────────────────────────────────────────────────────────────────────────────────
+# ── The node of our clusters ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def ensure_own_node(say=lambda text: None) -> str:
@@ -297,12 +353,21 @@ def ensure_own_node(say=lambda text: None) -> str:
     if label(own_node(), LABEL) == OWNER:
         return "in the engine"
     if node_source() is None:
-        raise Failure(f"The node image {NODE['tag']} is not in the engine.", "Run scripts/setup: it fetches or builds it.")
+        raise Failure(
+            f"The node image {NODE['tag']} is not in the engine.", "Run scripts/setup: it fetches or builds it."
+        )
     with workplace() as place:
         shutil.copytree(IMAGES / "node", place, dirs_exist_ok=True)
         os.link(workshop_archive(), place / "workshop-images.tar")
-        build(place, own_node(), node_mark(), "--file", place / "Dockerfile.workshop",
-              "--build-arg", f"NODE={node_source()}")  # fmt: skip
+        build(
+            place,
+            own_node(),
+            node_mark(),
+            "--file",
+            place / "Dockerfile.workshop",
+            "--build-arg",
+            f"NODE={node_source()}",
+        )
     return f"{own_node()}, made"
 
 

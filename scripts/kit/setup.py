@@ -11,6 +11,11 @@ PROGRAMS = CACHE / "node-programs"
 
 def prepare() -> None:
     """Have the Python packages, an engine, kind, and all images. What is there already is left as it is."""
+    with console.only_one(CACHE / "setup.lock", "the set-up"):
+        _prepare()
+
+
+def _prepare() -> None:
     node: dict = {}
 
     def fetch(say) -> str:
@@ -29,17 +34,19 @@ def prepare() -> None:
             shutil.rmtree(PROGRAMS)
         return node["source"]
 
-    console.run_steps([
-        Step("Python packages", tools.ensure_packages),
-        Step("engine", engine.ensure),
-        Step("kind", tools.ensure_kind, after=("node programs",)),
-        Step("node image", fetch, after=("engine",)),
-        Step("node programs", compile_programs, after=("node image",)),
-        Step("Debian base", images.ensure_debian, after=("engine",)),
-        Step("workshop images", images.ensure_workshop, after=("Debian base",)),
-        Step("node build", build, after=("node programs", "Debian base")),
-        Step("cluster image", images.ensure_own_node, after=("node build", "workshop images")),
-    ])  # fmt: skip
+    console.run_steps(
+        [
+            Step("Python packages", tools.ensure_packages),
+            Step("engine", engine.ensure),
+            Step("kind", tools.ensure_kind, after=("node programs",)),
+            Step("node image", fetch, after=("engine",)),
+            Step("node programs", compile_programs, after=("node image",)),
+            Step("Debian base", images.ensure_debian, after=("engine",)),
+            Step("workshop images", images.ensure_workshop, after=("Debian base",)),
+            Step("node build", build, after=("node programs", "Debian base")),
+            Step("cluster image", images.ensure_own_node, after=("node build", "workshop images")),
+        ]
+    )
 
 
 def everything() -> None:

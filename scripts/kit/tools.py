@@ -52,10 +52,14 @@ def enter_environment() -> None:
         Failure: Python is too old, has no venv module, or pip cannot install.
     """
     if sys.version_info < OLDEST_PYTHON:
-        raise Failure(f"Python {platform.python_version()} is too old; 3.11 is needed.", "Install Python 3.11 or newer.")
+        raise Failure(
+            f"Python {platform.python_version()} is too old; 3.11 is needed.", "Install Python 3.11 or newer."
+        )
     # The tools are found by name from here on: ours before anybody else's.
     path = [str(BIN), str(KIND.parent), str(GO.parent)]
-    os.environ["PATH"] = os.pathsep.join(path + [part for part in os.environ["PATH"].split(os.pathsep) if part not in path])
+    os.environ["PATH"] = os.pathsep.join(
+        path + [part for part in os.environ["PATH"].split(os.pathsep) if part not in path]
+    )
     if Path(sys.prefix) == ENVIRONMENT:
         return
     if not (BIN / "rich-is-here").exists():
@@ -124,8 +128,11 @@ def ensure_kind(say=lambda text: None) -> str:
         return f"{KIND_VERSION}, downloaded and checked"
     say("building from its Go module")
     built = KIND.parent / "build"
-    run([ensure_go(say), "install", f"sigs.k8s.io/kind@{KIND_VERSION}"],
-        env=go_environment() | {"GOBIN": str(built)}, remedy="Check that Go reaches its module proxy (go env GOPROXY).")  # fmt: skip
+    run(
+        [ensure_go(say), "install", f"sigs.k8s.io/kind@{KIND_VERSION}"],
+        env=go_environment() | {"GOBIN": str(built)},
+        remedy="Check that Go reaches its module proxy (go env GOPROXY).",
+    )
     (built / "kind").replace(KIND)
     built.rmdir()
     return f"{KIND_VERSION}, built from its Go module"
