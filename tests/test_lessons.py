@@ -87,9 +87,8 @@ AFTER = ["Exercise", "What you now know", "Clean up"]
 
 def counts(lesson):
     """A cell without its count is run by nbval and never compared."""
-    found = [cell.execution_count for cell in lesson.code]
-    wanted = list(range(1, len(found) + 1))
-    return [] if found == wanted else [f"execution counts are {found}: run scripts/refresh {lesson.number}"]
+    in_order = [cell.execution_count for cell in lesson.code] == list(range(1, len(lesson.code) + 1))
+    return [] if in_order else [f"the cells were not run once each, from the top: run scripts/refresh {lesson.number}"]
 
 
 def headings(lesson):
@@ -148,9 +147,10 @@ def exercise(lesson):
     """As stored, the check fails on the untouched lesson and passes on the solution."""
     if "Exercise" not in lesson.sections:
         return []
-    marks = re.findall("[✗✓]", "".join(printed(cell) for cell in lesson.sections["Exercise"] if "outputs" in cell))
-    right = "✗" in marks and marks[-1] == "✓"
-    return [] if right else [f"the exercise's checks print {' '.join(marks) or 'nothing'}; first ✗, and ✓ at last"]
+    cells = [printed(cell) for cell in lesson.sections["Exercise"] if cell.cell_type == "code"]
+    checks = ["".join(re.findall("[✗✓]", text)) for text in cells if re.search("[✗✓]", text)]
+    right = len(checks) > 1 and "✗" in checks[0] and "✗" not in checks[-1]
+    return [] if right else [f"the exercise's checks print {checks}; with a ✗ at first, and none at last"]
 
 
 def prose(lesson):
@@ -432,7 +432,7 @@ BROKEN = [
     (beats, replace("**Predict.** What", "What"), "Experiment a: the beats are Act Observe Explain"),
     (beats, replace("**Observe.**", "**Explain.**"), "the beats are Predict Act Explain Explain"),
     (beats, replace("The ReplicaSet", "word " * 80), "82 words"),
-    (exercise, lambda lesson: lesson.code.pop() and lesson.code[-2].update(outputs=[]), "print ✗; first ✗"),
+    (exercise, lambda lesson: lesson.code.pop() and lesson.code[-2].update(outputs=[]), "print ['✗']; with"),
     (prose, lambda lesson: [cell.update(source=cell.source + " word" * 45) for cell in lesson.prose], "words or more"),
     (stems, lambda lesson: setattr(lesson, "stem", "01_example"), "can't name a namespace"),
     (stems, lambda lesson: setattr(lesson, "stem", f"01-{'x' * 61}"), "can't name a namespace"),
