@@ -234,30 +234,33 @@ class Load:
         body["spec"]["containers"][0]["args"].append(f"{url}?[1-99999]")
         pod = CoreV1Api().create_namespaced_pod(namespace, body)
         self._pod = pod.metadata.name, namespace
-        self.answers = []
-        self._ask(20)
+        self._calm_from = 0
+        self._calm_from = self._calm()
 
-    def _ask(self, more):
-        """Wait for that many more answers."""
-        enough = len(self.answers) + more
-        while len(self.answers) < enough:
-            eventually(lambda: CoreV1Api().read_namespaced_pod(*self._pod).status.phase != "Pending")
-            self.answers = CoreV1Api().read_namespaced_pod_log(*self._pod).splitlines()
+    def _answers(self):
+        eventually(lambda: CoreV1Api().read_namespaced_pod(*self._pod).status.phase != "Pending")
+        return CoreV1Api().read_namespaced_pod_log(*self._pod).splitlines()
+
+    def _calm(self):
+        """Wait for a second in which nothing is lost, at most 30; returns how many have been answered by then."""
+        begun, deadline = len(self._answers()), time.monotonic() + 30
+        while True:
+            answers = self._answers()
+            calm = len(answers) >= begun + 50 and not any(map(_lost, answers[-50:]))
+            if calm or time.monotonic() > deadline:
+                self.answers = answers[self._calm_from :]
+                return len(answers)
             time.sleep(0.1)
 
-    def stop(self, seconds: float = 30) -> int:
-        """End the load after a calm second, and return how many requests did not get an answer with status 200."""
-        deadline = time.monotonic() + seconds
-        self._ask(1)  # reads all there are
-        self._ask(50)
-        while any(map(self._lost, self.answers[-50:])) and time.monotonic() < deadline:
-            self._ask(1)
+    def stop(self) -> int:
+        """End the load when it is calm again, and return how many requests did not get an answer with status 200."""
+        self._calm()
         CoreV1Api().delete_namespaced_pod(*self._pod, grace_period_seconds=0)
-        return sum(map(self._lost, self.answers))
+        return sum(map(_lost, self.answers))
 
-    @staticmethod
-    def _lost(answer):
-        return not answer.startswith("200 ")
+
+def _lost(answer):
+    return not answer.startswith("200 ")
 
 
 def survival(lesson: int):
