@@ -16,6 +16,7 @@ import yaml
 from kubernetes.client import ApiException, CoreV1Api
 
 OWNER_LABEL = "kubernetes-and-state.owner"  # with the user's number, on everything that the workshop may delete
+RECORDING_SECONDS = 10  # how long a recording may lag behind the cluster
 _here = Path(__file__).resolve().parent
 _namespace = None
 
@@ -206,7 +207,7 @@ class Tape:
 
     def stop(self) -> None:
         """Wait until the recording is as new as the cluster, end it, and print it."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + RECORDING_SECONDS
         while self._states != self._by_uid(self._list().items):
             if time.monotonic() > deadline:
                 raise Problem("The recording was cut off. Record once more.")

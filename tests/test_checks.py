@@ -1,0 +1,90 @@
+"""The checks of the exercises, taken out of the notebooks: none is content with the untouched lesson or a wrong fix."""
+
+import os
+import subprocess
+
+import nbformat
+import pytest
+from kit import ROOT, lessons
+
+PATCH = "kubectl patch deployment votes --patch '%s' && kubectl rollout status deployment/votes --timeout=60s"
+
+
+def bash(script):
+    """Run what a %%bash cell would run; its failure is the test's."""
+    result = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+class Exercise:
+    """A lesson's notebook, begun in a namespace of the test's own, with the manifests that its exercise builds on."""
+
+    def __init__(self, number, namespace, *manifests):
+        path = lessons.notebooks()[number]
+        self.cells = nbformat.read(path, as_version=4).cells
+        self.names = {}
+        os.chdir(path.parent)
+        (start,) = [cell.source for cell in self.cells if "lab.start(" in cell.source]
+        self.run(start.replace(path.stem, namespace))
+        for manifest in manifests:
+            bash(f"kubectl apply --filename=../manifests/{path.stem}/{manifest}.yaml")
+
+    def tagged(self, tag):
+        """The source of the cell with the tag: stub, check or solution."""
+        (source,) = [cell.source for cell in self.cells if tag in cell.metadata.get("tags", [])]
+        return source
+
+    def run(self, source):
+        """Run a cell."""
+        magic, _, script = source.partition("\n")
+        if magic.startswith("%%bash"):
+            bash(script)
+        else:
+            exec(compile(source, "a cell", "exec"), self.names)
+
+
+@pytest.fixture
+def exercise(cluster, monkeypatch):
+    """Return a function that gives the exercise of a lesson; its namespace is removed afterwards."""
+    before, namespace = dict(os.environ), f"test-checks-{os.getpid()}"
+    monkeypatch.chdir(ROOT)
+    yield lambda number, *manifests: Exercise(number, namespace, *manifests)
+    os.environ.clear()
+    os.environ.update(before)
+    cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=60s")
+
+
+def marks(capsys):
+    """What the check that has just run thinks of each claim."""
+    return "".join(line[0] for line in capsys.readouterr().out.splitlines() if line[0] in "✓✗")
+
+
+def test_01_a_rollout_without_loss(exercise, capsys):
+    lesson = exercise("01", "service", "exercise")
+    lesson.run(lesson.tagged("stub"))
+    lesson.run(lesson.tagged("check"))
+    assert marks(capsys) == "✓✓✗"
+    lesson.run(lesson.tagged("solution"))
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✓✓"
+
+    # The wrong shortcuts, tried on what is right in everything else:
+    bash(PATCH % '{"spec": {"replicas": 1}}')
+    lesson.run("check_exercise()")
+    assert marks(capsys).startswith("✗✓")
+    bash(PATCH % '{"spec": {"replicas": 3, "strategy": {"type": "Recreate", "rollingUpdate": null}}}')
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✗✗"
+
+
+def test_00_the_name_of_the_default_class(exercise, capsys):
+    lesson = exercise("00", "claim")
+    lesson.run(lesson.tagged("stub"))
+    lesson.run(lesson.tagged("check"))
+    assert marks(capsys) == "✗"
+    lesson.names["answer_of_yours"] = "fast"
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✗"
+    lesson.run(lesson.tagged("solution"))
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓"
