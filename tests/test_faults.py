@@ -514,6 +514,9 @@ def test_row_49_jupyterlab_listens_on_the_loopback_address_and_wants_its_token()
         with urllib.request.urlopen(f"{base}/api/contents/{lesson}?token={token}", timeout=10) as answer:
             cells = json.load(answer)["content"]["cells"]
         assert cells and not any(cell.get("outputs") for cell in cells)
+        picture = re.search(r"\((pictures/\S+)\)", json.dumps(cells))[1]
+        with urllib.request.urlopen(f"{base}/files/{picture}?token={token}", timeout=10) as answer:
+            assert "svg" in answer.headers["Content-Type"] and b"<svg" in answer.read()
     finally:
         process.send_signal(signal.SIGINT)
         rest = process.communicate(timeout=60)[0]

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import time
 import urllib.error
@@ -21,7 +22,7 @@ SETTINGS = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"
 
 
 def copy_lessons(fresh: bool = False) -> int:
-    """Put lessons without their outputs into work/, beside links to what they share.
+    """Put lessons without their outputs into work/, beside a copy of what they share.
 
     A stored output would spoil the prediction, and a learner's run must not overwrite what the tests compare with.
 
@@ -45,11 +46,10 @@ def copy_lessons(fresh: bool = False) -> int:
                         cell.outputs, cell.execution_count = [], None
                 nbformat.write(lesson, target)
                 written += 1
-        elif not source.name.startswith((".", "__")):
-            if target.is_symlink() or target.is_file():
-                target.unlink()
-            if not target.exists():
-                target.symlink_to(Path("..") / NOTEBOOKS.name / source.name)
+        elif source.is_dir() and not source.name.startswith((".", "__")):
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        elif source.is_file():
+            shutil.copy(source, target)  # not a link: JupyterLab shows no picture that lies outside its folder
     return written
 
 
