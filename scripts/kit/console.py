@@ -26,7 +26,9 @@ class Failure(Exception):
 
 def main(command: Callable[[], None]) -> None:
     """Run a script's command and leave with its exit status: 0 done, 1 failed, 2 called wrongly (by argparse)."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopping a script cleans up as Ctrl-C does
+    # Stopping a script cleans up as Ctrl-C does, even where a background job would have ignored Ctrl-C.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     try:
         command()
     except Failure as failure:
