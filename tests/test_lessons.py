@@ -245,7 +245,7 @@ SECRETS = {
     r"\beyJ[\w-]{10,}": "is a token",
     r"[Bb]earer [\w.-]{10,}": "is a token",
     r"\b(?:docker|ghcr|gcr|quay|registry\.k8s)\.io\b|\b(?:pypi|pythonhosted|golang)\.org\b": "is a registry",
-    r"https?://(?:[\w-]+\.)+(?!example\b|local\b|svc\b|test\b)[a-z]{2,}\b": "is a host of the internet",
+    r"(?<!xmlns=\\\")https?://(?:[\w-]+\.)+(?!example\b|local\b|svc\b|test\b)[a-z]{2,}\b": "is a host of the internet",
 }
 
 

@@ -56,6 +56,9 @@ def copy_lessons(fresh: bool = False) -> int:
 def environment() -> dict:
     """The environment of JupyterLab and of the lessons: our cluster and tools, nothing of the person's Jupyter."""
     jupyter = STATE / "jupyter"
+    profile = jupyter / "ipython" / "profile_default"
+    profile.mkdir(parents=True, exist_ok=True)
+    (profile / "ipython_kernel_config.py").write_text('c.InteractiveShellApp.extensions = ["guide"]\n')
     return os.environ | {
         "KUBECONFIG": str(cluster.kubeconfig()),
         "KIND_CLUSTER_NAME": cluster.name(),
