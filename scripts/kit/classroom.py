@@ -38,6 +38,8 @@ def copy_lessons(fresh: bool = False) -> int:
     written = 0
     for source in sorted(NOTEBOOKS.iterdir()):
         target = WORK / source.name
+        if target.is_symlink():  # a copy through it would write into what it points to
+            target.unlink()
         if source.suffix == ".ipynb":
             if fresh or not target.exists():
                 lesson = nbformat.read(source, as_version=4)
