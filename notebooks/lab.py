@@ -7,13 +7,13 @@ import subprocess
 import sys
 import threading
 import time
-import tomllib
 from contextlib import suppress
 from pathlib import Path
 
 import kubernetes
 import yaml
 from kubernetes.client import ApiException, CoreV1Api
+from survival import Matrix
 
 import chart
 
@@ -282,15 +282,15 @@ def _lost(answer):
     return not answer.startswith("200 ")
 
 
-def survival(lesson: int):
-    """The survival matrix (survival.toml), as far as the lessons up to this one have filled it."""
-    from IPython.display import HTML
+def survival(lesson: int, seen: dict | None = None) -> Matrix:
+    """The survival matrix, as far as the lessons up to this one have filled it.
 
-    matrix = tomllib.loads((_here / "survival.toml").read_text())
-    head = "".join(f"<th>{column}</th>" for column in matrix["columns"])
-    lines = [f"<tr><th>outlives …</th>{head}</tr>"]
-    for row in matrix["rows"]:
-        cells = [matrix.get("cells", {}).get(row, {}).get(column, {}) for column in matrix["columns"]]
-        shown = [cell["verdict"] if cell and cell["lesson"] <= lesson else "?" for cell in cells]
-        lines.append(f"<tr><th>{row}</th>{''.join(f'<td>{verdict}</td>' for verdict in shown)}</tr>")
-    return HTML(f"<table>{''.join(lines)}</table>")
+    Args:
+        lesson: the number of this lesson.
+        seen: what this notebook has seen on the cluster, {(row, column): whether it was still there}. It must be what
+            survival.toml says of the cells that the lesson fills.
+    """
+    matrix = Matrix(lesson)
+    if contradictions := seen is not None and matrix.contradictions(seen):
+        raise Problem("\n".join(contradictions))
+    return matrix
