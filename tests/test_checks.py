@@ -5,7 +5,7 @@ import subprocess
 
 import nbformat
 import pytest
-from kit import ROOT, lessons
+from kit import LABEL, OWNER, ROOT, lessons
 
 PATCH = "kubectl patch deployment votes --patch '%s' && kubectl rollout status deployment/votes --timeout=60s"
 
@@ -88,3 +88,28 @@ def test_00_the_name_of_the_default_class(exercise, capsys):
     lesson.run(lesson.tagged("solution"))
     lesson.run("check_exercise()")
     assert marks(capsys) == "✓"
+
+
+def test_04_what_is_left_of_an_application(exercise, capsys, cluster):
+    lesson = exercise("04", "crd-in-all")
+    definition = "customresourcedefinition/ballots.get-all.workshop.example"
+    try:
+        bash(f"kubectl label {definition} {LABEL}={OWNER} && kubectl wait --for=condition=Established {definition}")
+        for cell in lesson.cells:
+            if "def ballot(" in cell.source:
+                lesson.run(cell.source.replace('and not ballot().endswith(" all")', ""))
+            if "def everything(" in cell.source:
+                lesson.run(cell.source)
+        bash("kubectl apply --filename=../manifests/04-get-all-does-not/exercise.yaml")
+        lesson.run(lesson.tagged("stub"))  # it says `kubectl get all`, the wrong shortcut
+        lesson.run(lesson.tagged("check"))
+        assert marks(capsys) == "✗✓"
+        stub = lesson.tagged("stub").replace("get all --selector=app=survey --output=name", "everything")
+        lesson.run(stub)  # too much
+        lesson.run("check_exercise()")
+        assert marks(capsys) == "✓✗"
+        lesson.run(lesson.tagged("solution"))
+        lesson.run("check_exercise()")
+        assert marks(capsys) == "✓✓"
+    finally:
+        cluster.kubectl("delete", definition)
