@@ -15,11 +15,12 @@ def everything(*arguments, **environment):
     """Run the plugin as kubectl does; returns what it prints, what it complains of, and its exit status."""
     path = f"{ROOT / 'notebooks/bin'}{os.pathsep}{os.environ['PATH']}"
     command = ["kubectl", "everything", *arguments]
-    done = subprocess.run(command, env=os.environ | {"PATH": path} | environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | {"PATH": path} | environment, capture_output=True, text=True,
+                          check=False)  # fmt: skip
     return done.stdout, done.stderr, done.returncode
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def namespace(cluster):
     """A namespace with a ConfigMap, a Role, an account and an Event; removed afterwards."""
     name = f"test-plugin-{os.getpid()}"
