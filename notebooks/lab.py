@@ -40,7 +40,8 @@ def start(lesson: str) -> str:
     cluster = os.environ.get("KIND_CLUSTER_NAME") or "state"
     os.environ.update({
         "KUBECONFIG": str(_here / "before-set-up.kubeconfig"),  # until all went well
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # the workshop's own kubectl first
+        # The workshop's own kubectl first, then its plugins.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{_here / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "SHELLOPTS": "errexit:pipefail",
         "NAMESPACE": lesson,
     })  # fmt: skip

@@ -5,7 +5,7 @@ import subprocess
 
 import nbformat
 import pytest
-from kit import ROOT, lessons
+from kit import LABEL, OWNER, ROOT, lessons
 
 PATCH = "kubectl patch deployment votes --patch '%s' && kubectl rollout status deployment/votes --timeout=60s"
 
@@ -120,6 +120,33 @@ def test_03_five_kinds_of_state(exercise, capsys):
     assert marks(capsys) == "✓" * 10
     lesson.run("mine |= {'configuration': 'ab', 'secrets': 'gf'}\ncheck_kinds()")
     assert marks(capsys) == "✓✗✓✓✓✓✗✓✓✓"
+
+
+def test_04_what_is_left_of_an_application(exercise, capsys, cluster):
+    lesson = exercise("04", "crd")
+    definition = "customresourcedefinition/ballots.get-all.workshop.example"
+    bash(f"kubectl label {definition} {LABEL}={OWNER} && kubectl wait --for=condition=Established {definition}")
+    try:
+        for cell in lesson.cells:
+            if "def ballot(" in cell.source or "def everything(" in cell.source:
+                lesson.run(cell.source)
+        bash("kubectl apply --filename=../manifests/04-get-all-does-not/exercise.yaml")
+        stub = lesson.tagged("stub")
+        lesson.run(stub)  # it says `kubectl get all`, the wrong shortcut
+        lesson.run(lesson.tagged("check"))
+        assert marks(capsys) == "✗✓"
+
+        # Kinds that one thinks of, and everything there is, with a label or without:
+        for wrong, expected in [("get configmap,secret,pvc,ingress", "✗✓"), ("everything #", "✓✗")]:
+            lesson.run(stub.replace("get all", wrong))
+            lesson.run("check_exercise()")
+            assert marks(capsys) == expected
+
+        lesson.run(lesson.tagged("solution"))
+        lesson.run("check_exercise()")
+        assert marks(capsys) == "✓✓"
+    finally:
+        cluster.kubectl("delete", definition)
 
 
 def test_00_the_name_of_the_default_class(exercise, capsys):
