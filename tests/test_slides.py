@@ -393,12 +393,12 @@ def test_a_node_that_is_too_old_or_without_npm_is_passed_over(tmp_path, monkeypa
     assert slides.node() is None
 
 
-def test_without_chromium_a_person_who_is_not_root_is_told_what_to_install(tmp_path, monkeypatch):
+def test_without_chromium_a_person_is_told_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))  # no apt-get either
     monkeypatch.setattr(slides, "CHROME_ON_MAC", tmp_path / "none")
-    with pytest.raises(Failure, match="chromium must be installed") as failure:
+    with pytest.raises(Failure, match="None of chromium, .* is on PATH") as failure:
         slides.ensure_chromium()
-    assert failure.value.remedy == "Install chromium with this system's package manager, then try again."
+    assert failure.value.remedy == "Install Chromium or Google Chrome, then try again."
 
 
 def test_the_lock_names_no_registry_and_no_place_on_a_machine():

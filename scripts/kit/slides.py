@@ -134,10 +134,14 @@ def ensure_chromium(say=lambda text: None) -> str:
     if found := chromium():
         return str(found)
     say("installing chromium from the distribution's packages")
-    engine.install("chromium")
+    with contextlib.suppress(Failure):
+        engine.install("chromium")
     if found := chromium():
         return f"{found}, installed"
-    raise Failure(f"None of {', '.join(CHROMIUMS)} is on PATH.", "Install Chromium or Google Chrome, then try again.")
+    raise Failure(
+        f"None of {', '.join(CHROMIUMS)} is on PATH, and only as root on Debian can it be installed from here.",
+        "Install Chromium or Google Chrome, then try again.",
+    )
 
 
 # ── Building ──────────────────────────────────────────────────────────────────────────────────────────────────────
