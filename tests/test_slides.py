@@ -396,7 +396,7 @@ def test_a_node_that_is_too_old_or_without_npm_is_passed_over(tmp_path, monkeypa
 def test_without_chromium_a_person_is_told_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))  # no apt-get either
     monkeypatch.setattr(slides, "CHROME_ON_MAC", tmp_path / "none")
-    with pytest.raises(Failure, match="None of chromium, .* is on PATH") as failure:
+    with pytest.raises(Failure, match="There is no Chromium on PATH: chromium must be installed") as failure:
         slides.ensure_chromium()
     assert failure.value.remedy == "Install Chromium or Google Chrome, then try again."
 

@@ -9,17 +9,17 @@ from kit.console import Step
 PROGRAMS = CACHE / "node-programs"
 
 
-def prepare(also: list[Step] = ()) -> None:
+def prepare(tests: bool = False) -> None:
     """Have the Python packages, an engine, kind, and all images. What is there already is left as it is.
 
     Args:
-        also: further steps, done beside these.
+        tests: also have what the slides are built with.
     """
     with console.only_one(CACHE / "setup.lock", "the set-up"):
-        _prepare(also)
+        _prepare(tests)
 
 
-def _prepare(also: list[Step]) -> None:
+def _prepare(tests: bool) -> None:
     node: dict = {}
 
     def fetch(say) -> str:
@@ -49,12 +49,12 @@ def _prepare(also: list[Step]) -> None:
             Step("workshop images", images.ensure_workshop, after=("Debian base",)),
             Step("node build", build, after=("node programs", "Debian base")),
             Step("cluster image", images.ensure_own_node, after=("node build", "workshop images")),
-            *also,
+            *(slides.steps() if tests else []),
         ]
     )
 
 
 def everything(tests: bool = False) -> None:
     """The whole set-up, ending with a usable cluster; for the tests, also what the slides are built with."""
-    prepare(slides.steps() if tests else ())
+    prepare(tests)
     console.run_steps([Step("cluster", cluster.up)])

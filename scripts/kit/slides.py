@@ -134,14 +134,13 @@ def ensure_chromium(say=lambda text: None) -> str:
     if found := chromium():
         return str(found)
     say("installing chromium from the distribution's packages")
-    with contextlib.suppress(Failure):
+    try:
         engine.install("chromium")
-    if found := chromium():
-        return f"{found}, installed"
-    raise Failure(
-        f"None of {', '.join(CHROMIUMS)} is on PATH, and only as root on Debian can it be installed from here.",
-        "Install Chromium or Google Chrome, then try again.",
-    )
+    except Failure as failure:
+        raise Failure(
+            f"There is no Chromium on PATH: {failure.cause}", "Install Chromium or Google Chrome, then try again."
+        ) from None
+    return f"{chromium()}, installed"
 
 
 # ── Building ──────────────────────────────────────────────────────────────────────────────────────────────────────
