@@ -96,7 +96,7 @@ def see(browser: Browser, source: Path, folder: Path) -> Deck:
     return Deck(source, html, seen, asked_for)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop must have ended before the notebooks start theirs
 def browser():
     """The system's Chromium, headless; and Marp beside it."""
     with in_a_sentence():
@@ -109,7 +109,7 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def deck(request, browser, tmp_path_factory) -> Deck:
     """A deck of slides/, built and seen."""
     with in_a_sentence():
