@@ -109,7 +109,7 @@ def test_03_votes_that_outlive_their_pods(exercise, capsys):
 
 def test_03_five_kinds_of_state(exercise, capsys):
     lesson = exercise("03")
-    lesson.run(lesson.tagged("sort"))
+    lesson.run(lesson.tagged("sort-stub"))
     lesson.run(lesson.tagged("sort-check"))
     hints = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert len(set(hints)) == 10
