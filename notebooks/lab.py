@@ -7,13 +7,15 @@ import subprocess
 import sys
 import threading
 import time
-import tomllib
 from contextlib import suppress
 from pathlib import Path
 
 import kubernetes
 import yaml
 from kubernetes.client import ApiException, CoreV1Api
+from survival import Matrix
+
+import chart
 
 OWNER_LABEL = "kubernetes-and-state.owner"  # with the user's number, on everything that the workshop may delete
 RECORDING_SECONDS = 10  # how long a recording may lag behind the cluster
@@ -38,12 +40,11 @@ def start(lesson: str) -> str:
     cluster = os.environ.get("KIND_CLUSTER_NAME") or "state"
     os.environ.update({
         "KUBECONFIG": str(_here / "before-set-up.kubeconfig"),  # until all went well
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # the workshop's own kubectl first
+        # The workshop's own kubectl first, then its plugins.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{_here / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "SHELLOPTS": "errexit:pipefail",
         "NAMESPACE": lesson,
     })  # fmt: skip
-    # The command's own words stand above it; Python's traceback would only bury them.
-    subprocess.CalledProcessError._render_traceback_ = lambda error: [f"The cell stopped: {error.returncode}."]
 
     config = _own_kubeconfig(cluster, lesson)
     kubernetes.config.load_kube_config(config_file=config)
@@ -90,12 +91,26 @@ def _own_kubeconfig(cluster: str, namespace: str) -> str:
     config["contexts"][0]["context"]["namespace"] = namespace
     folder = root / ".workshop" / "notebooks" / cluster
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in folder.glob("*-*.kubeconfig"):  # a kernel that is killed can't take its file along
+        if not _runs(int(left.stem.rpartition("-")[2])):
+            left.unlink(missing_ok=True)
     path = folder / f"{namespace}-{os.getpid()}.kubeconfig"
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         yaml.safe_dump(config, file)
     atexit.register(path.unlink, missing_ok=True)
     return str(path)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this number runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is somebody else's
+    return True
 
 
 def _started() -> str:
@@ -162,8 +177,8 @@ class Tape:
     """A recording of Pods: starting, ready, terminating, gone. Pods of a Deployment, named at random, get letters."""
 
     def __init__(self, namespace, selector):
-        self.steps = []  # (name, step), in the order in which the API server told of them
-        self._states, self._names = {}, {}
+        self.steps = []  # (seconds, name, step before or None, step), in the order in which the API server told of them
+        self._states, self._names, self._began, self._seconds = {}, {}, time.monotonic(), None
         self._list = lambda: CoreV1Api().list_namespaced_pod(namespace, label_selector=selector)
         present = self._list()
         self._states = self._by_uid(present.items)
@@ -199,22 +214,25 @@ class Tape:
             for event in stream:
                 pod = event["object"]
                 step = "gone" if event["type"] == "DELETED" else self._state(pod)
-                if self._states.get(pod.metadata.uid) != step:
-                    self.steps.append((self._name(pod), step))
+                before = self._states.get(pod.metadata.uid)
+                if before != step:
+                    self.steps.append((time.monotonic() - self._began, self._name(pod), before, step))
                     self._states[pod.metadata.uid] = step
                 if step == "gone":
                     del self._states[pod.metadata.uid]
 
-    def stop(self) -> None:
-        """Wait until the recording is as new as the cluster, end it, and print it."""
+    def stop(self):
+        """Wait until the recording is as new as the cluster, end it, and print it; the value is its chart."""
         deadline = time.monotonic() + RECORDING_SECONDS
-        while self._states != self._by_uid(self._list().items):
+        while self._seconds is None and self._states != self._by_uid(self._list().items):
             if time.monotonic() > deadline:
                 raise Problem("The recording was cut off. Record once more.")
             time.sleep(0.1)
         self._watch.stop()
         self._thread.join(timeout=5)
-        print("\n".join(f"{name} {step}" for name, step in self.steps))
+        self._seconds = self._seconds or time.monotonic() - self._began
+        print("\n".join(f"{name} {step}" for _, name, _, step in self.steps))
+        return chart.timeline(self.steps, self._seconds)
 
 
 def load(url: str) -> "Load":
@@ -243,11 +261,11 @@ class Load:
         return CoreV1Api().read_namespaced_pod_log(*self._pod).splitlines()
 
     def _calm(self):
-        """Wait for a second in which nothing is lost, at most 30; returns how many have been answered by then."""
+        """Wait for a half-second in which nothing is lost, at most 30; returns how many were answered by then."""
         begun, deadline = len(self._answers()), time.monotonic() + 30
         while True:
             answers = self._answers()
-            calm = len(answers) >= begun + 50 and not any(map(_lost, answers[-50:]))
+            calm = len(answers) >= begun + 25 and not any(map(_lost, answers[-25:]))
             if calm or time.monotonic() > deadline:
                 self.answers = answers[self._calm_from :]
                 return len(answers)
@@ -255,8 +273,9 @@ class Load:
 
     def stop(self) -> int:
         """End the load when it is calm again, and return how many requests did not get an answer with status 200."""
-        self._calm()
-        CoreV1Api().delete_namespaced_pod(*self._pod, grace_period_seconds=0)
+        if _or_none(lambda: CoreV1Api().read_namespaced_pod(*self._pod)):  # unless it was stopped before
+            self._calm()
+            CoreV1Api().delete_namespaced_pod(*self._pod, grace_period_seconds=0)
         return sum(map(_lost, self.answers))
 
 
@@ -264,15 +283,15 @@ def _lost(answer):
     return not answer.startswith("200 ")
 
 
-def survival(lesson: int):
-    """The survival matrix (survival.toml), as far as the lessons up to this one have filled it."""
-    from IPython.display import HTML
+def survival(lesson: int, seen: dict | None = None) -> Matrix:
+    """The survival matrix, as far as the lessons up to this one have filled it.
 
-    matrix = tomllib.loads((_here / "survival.toml").read_text())
-    head = "".join(f"<th>{column}</th>" for column in matrix["columns"])
-    lines = [f"<tr><th>outlives …</th>{head}</tr>"]
-    for row in matrix["rows"]:
-        cells = [matrix.get("cells", {}).get(row, {}).get(column, {}) for column in matrix["columns"]]
-        shown = [cell["verdict"] if cell and cell["lesson"] <= lesson else "?" for cell in cells]
-        lines.append(f"<tr><th>{row}</th>{''.join(f'<td>{verdict}</td>' for verdict in shown)}</tr>")
-    return HTML(f"<table>{''.join(lines)}</table>")
+    Args:
+        lesson: the number of this lesson.
+        seen: what this notebook has seen on the cluster, {(row, column): whether it was still there}. It must be what
+            survival.toml says of the cells that the lesson fills.
+    """
+    matrix = Matrix(lesson)
+    if contradictions := seen is not None and matrix.contradictions(seen):
+        raise Problem("\n".join(contradictions))
+    return matrix

@@ -5,11 +5,11 @@ Tests ask for the fixtures `kind` and `cluster`; nbval's cells can have no fixtu
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from kit import ROOT, engine, lessons, tools
+from kit import ROOT, classroom, engine, lessons, tools
 from kit import cluster as our_cluster
 from kit.console import Failure, run
 from nbval.plugin import IPyNbCell
@@ -28,6 +28,7 @@ class Cluster:
         self.name, self.kubeconfig, self.context = our_cluster.name(), our_cluster.kubeconfig(), our_cluster.context()
         self.lessons: set[str] = set()
         self.made_here = False
+        self._turn = ExitStack()
         self._asked, self._problem = False, "The cluster did not come up in time. Run scripts/cluster up."
 
     def up(self) -> "Cluster":
@@ -50,11 +51,19 @@ class Cluster:
         """Run kubectl on this cluster; the options are those of `kit.console.run` (check=False, input=…)."""
         return our_cluster.kubectl(*arguments, **options)
 
+    def begin(self, stem: str) -> None:
+        """Remember a lesson that will leave something in the cluster; wait while another session replays one."""
+        if not self.lessons:
+            self._turn.enter_context(lessons.turn())
+        self.lessons.add(stem)
+
     def finish(self, stem: str) -> None:
         """Remove what a lesson has left in the cluster."""
         self.lessons.discard(stem)
         with in_a_sentence():
             lessons.delete_namespaces(stem)
+        if not self.lessons:
+            self._turn.close()
 
     def close(self, keep: bool) -> None:
         """Remove what interrupted lessons have left, and the cluster if this session made it."""
@@ -113,7 +122,7 @@ def pytest_configure(config):
         config.stash[CLUSTER] = Cluster()
     except Failure as failure:
         raise pytest.UsageError(f"{failure.cause} {failure.remedy}") from None
-    os.environ["KUBECONFIG"] = str(config.stash[CLUSTER].kubeconfig)
+    os.environ.update(classroom.environment())
     if not sys.__stdout__.isatty() and config.option.color == "auto":
         config.option.color = "no"  # nbval's own colours would fill a log with escape codes
     # nbval would look for it from wherever pytest was called.
@@ -122,8 +131,12 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
-    """Mark what needs the cluster, so that scripts/check can leave it out."""
+    """Mark what needs the cluster, so that scripts/check can leave it out; tell nbval what it has no options for."""
     for item in items:
+        if isinstance(item, IPyNbCell):
+            item.output_timeout = 60  # nbval would give a busy machine 5 s to print what a cell has done
+            # A chart shows seconds; the text beside it is compared.
+            item.parent.skip_compare = (*item.parent.skip_compare, "image/svg+xml")
         if isinstance(item, IPyNbCell) or {"kind", "cluster"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("cluster")
 
@@ -160,8 +173,8 @@ def pytest_runtest_setup(item):
         return
     if failed := item.parent.stash.get(FAILED, None):
         pytest.skip(f"{failed} of this notebook failed")
-    item.config.stash[CLUSTER].up().lessons.add(item.path.stem)
-    item.output_timeout = 60  # nbval would give a busy machine 5 s to print what a cell has done
+    with item.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():  # it may have to wait
+        item.config.stash[CLUSTER].up().begin(item.path.stem)
 
 
 def pytest_exception_interact(node):

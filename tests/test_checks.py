@@ -5,7 +5,7 @@ import subprocess
 
 import nbformat
 import pytest
-from kit import ROOT, lessons
+from kit import LABEL, OWNER, ROOT, lessons
 
 PATCH = "kubectl patch deployment votes --patch '%s' && kubectl rollout status deployment/votes --timeout=60s"
 
@@ -75,6 +75,78 @@ def test_01_a_rollout_without_loss(exercise, capsys):
     bash(PATCH % '{"spec": {"replicas": 3, "strategy": {"type": "Recreate", "rollingUpdate": null}}}')
     lesson.run("check_exercise()")
     assert marks(capsys) == "✓✗✗"
+
+
+def test_03_votes_that_outlive_their_pods(exercise, capsys):
+    lesson = exercise("03", "services", "visitor", "exercise-claim", "exercise")
+    bash("kubectl wait --for=condition=Ready pod/visitor && kubectl rollout status deployment/votes --timeout=60s")
+    lesson.run(lesson.tagged("stub"))
+    lesson.run(lesson.tagged("check"))
+    assert marks(capsys) == "✓✗✗"
+
+    # Sticky sessions: each visitor sees one total, and it is not the other's.
+    bash('kubectl patch service votes --patch \'{"spec": {"sessionAffinity": "ClientIP"}}\'')
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✗✗"
+    lesson.run(lesson.tagged("solution"))
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✓✓"
+
+    # The other wrong shortcuts, tried on what is right in everything else:
+    bash(PATCH % '{"spec": {"replicas": 1}}')
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✗✓✓"
+    volumes = '[{"name": "data", "persistentVolumeClaim": null, "emptyDir": {}}]'
+    bash(PATCH % f'{{"spec": {{"replicas": 2, "template": {{"spec": {{"volumes": {volumes}}}}}}}}}')
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✗✗"
+    # Nobody can vote: that all Pods agree on nothing is no solution.
+    lesson.run(lesson.tagged("solution"))
+    bash("kubectl exec deployment/votes -- rm /data/votes.json && kubectl delete service votes")
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✗✗"
+
+
+def test_03_five_kinds_of_state(exercise, capsys):
+    lesson = exercise("03")
+    lesson.run(lesson.tagged("sort-stub"))
+    lesson.run(lesson.tagged("sort-check"))
+    hints = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert len(set(hints)) == 10
+    lesson.run("mine = dict.fromkeys(mine, 'abcdefghij')\ncheck_kinds()")
+    assert marks(capsys) == "✗" * 10
+    lesson.run(lesson.tagged("sort-solution"))
+    lesson.run("check_kinds()")
+    assert marks(capsys) == "✓" * 10
+    lesson.run("mine |= {'configuration': 'ab', 'secrets': 'gf'}\ncheck_kinds()")
+    assert marks(capsys) == "✓✗✓✓✓✓✗✓✓✓"
+
+
+def test_04_what_is_left_of_an_application(exercise, capsys, cluster):
+    lesson = exercise("04", "crd")
+    definition = "customresourcedefinition/ballots.get-all.workshop.example"
+    bash(f"kubectl label {definition} {LABEL}={OWNER} && kubectl wait --for=condition=Established {definition}")
+    try:
+        for cell in lesson.cells:
+            if "def ballot(" in cell.source or "def everything(" in cell.source:
+                lesson.run(cell.source)
+        bash("kubectl apply --filename=../manifests/04-get-all-does-not/exercise.yaml")
+        stub = lesson.tagged("stub")
+        lesson.run(stub)  # it says `kubectl get all`, the wrong shortcut
+        lesson.run(lesson.tagged("check"))
+        assert marks(capsys) == "✗✓"
+
+        # Kinds that one thinks of, and everything there is, with a label or without:
+        for wrong, expected in [("get configmap,secret,pvc,ingress", "✗✓"), ("everything #", "✓✗")]:
+            lesson.run(stub.replace("get all", wrong))
+            lesson.run("check_exercise()")
+            assert marks(capsys) == expected
+
+        lesson.run(lesson.tagged("solution"))
+        lesson.run("check_exercise()")
+        assert marks(capsys) == "✓✓"
+    finally:
+        cluster.kubectl("delete", definition)
 
 
 def test_00_the_name_of_the_default_class(exercise, capsys):

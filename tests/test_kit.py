@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kit import LABEL, OWNER, cluster, console, engine, images, restricted_runtime, tools
+from kit import LABEL, OWNER, classroom, cluster, console, engine, images, lessons, restricted_runtime, tools
 from kit.console import Failure, Step, run, run_steps
 
 # ── console ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -306,3 +306,26 @@ def test_the_images_of_the_list_are_all_built_from_a_folder():
 def test_the_engine_shows_our_images_with_the_right_architecture(engine_ready):
     shown = json.loads(images.docker("image", "inspect", images.own_node()).stdout)[0]
     assert shown["Architecture"] == engine_ready["Arch"]
+
+
+# ── The learner's copy ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_learners_copy_shows_no_output_and_keeps_their_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(classroom, "WORK", tmp_path)
+    assert classroom.copy_lessons() == len(lessons.notebooks())
+    first = tmp_path / lessons.notebooks()["00"].name
+    assert all(not cell.get("outputs") for cell in json.loads(first.read_text())["cells"])
+    first.write_text("the learner's")
+    assert classroom.copy_lessons() == 0 and first.read_text() == "the learner's"
+    assert classroom.copy_lessons(fresh=True) == len(lessons.notebooks()) and first.read_text() != "the learner's"
+
+
+def test_a_link_in_the_learners_copy_is_replaced_and_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr(classroom, "WORK", tmp_path / "work")
+    (tmp_path / "work").mkdir()
+    for name in ("lab.py", "pictures"):
+        (tmp_path / "work" / name).symlink_to(classroom.NOTEBOOKS / name)
+    classroom.copy_lessons()
+    assert not any(path.is_symlink() for path in (tmp_path / "work").iterdir())
+    assert (tmp_path / "work/lab.py").read_text() == (classroom.NOTEBOOKS / "lab.py").read_text()

@@ -5,14 +5,14 @@ import os
 import secrets
 import shutil
 import subprocess
-import time
 import urllib.error
 import urllib.request
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 
 from kit import ROOT, STATE, cluster, tools
-from kit.console import Failure
+from kit.console import Failure, until
 
 NOTEBOOKS = ROOT / "notebooks"
 WORK = ROOT / "work"
@@ -38,6 +38,8 @@ def copy_lessons(fresh: bool = False) -> int:
     written = 0
     for source in sorted(NOTEBOOKS.iterdir()):
         target = WORK / source.name
+        if target.is_symlink():  # a copy through it would write into what it points to
+            target.unlink()
         if source.suffix == ".ipynb":
             if fresh or not target.exists():
                 lesson = nbformat.read(source, as_version=4)
@@ -56,6 +58,9 @@ def copy_lessons(fresh: bool = False) -> int:
 def environment() -> dict:
     """The environment of JupyterLab and of the lessons: our cluster and tools, nothing of the person's Jupyter."""
     jupyter = STATE / "jupyter"
+    profile = jupyter / "ipython" / "profile_default"
+    profile.mkdir(parents=True, exist_ok=True)
+    (profile / "ipython_kernel_config.py").write_text('c.InteractiveShellApp.extensions = ["guide"]\n')
     return os.environ | {
         "KUBECONFIG": str(cluster.kubeconfig()),
         "KIND_CLUSTER_NAME": cluster.name(),
@@ -117,14 +122,18 @@ def _free_port() -> int:
 
 
 def _await(process: subprocess.Popen, port: int, log: Path) -> None:
-    """Wait until the server answers; it tells nobody when it is ready, so this asks it."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2):
-                return
-        except (TimeoutError, urllib.error.URLError, ConnectionError):
-            if process.poll() is not None or time.monotonic() > deadline:
-                last = (log.read_text().strip().splitlines() or ["it wrote nothing"])[-1]
-                raise Failure(f"JupyterLab did not start: {last}", f"Read {log}.") from None
-            time.sleep(0.2)
+    """Wait until the server answers.
+
+    Raises:
+        Failure: it ended, or does not answer within a minute.
+    """
+
+    def answers() -> bool:
+        url = f"http://127.0.0.1:{port}/api"
+        with suppress(TimeoutError, urllib.error.URLError, ConnectionError), urllib.request.urlopen(url, timeout=2):
+            return True
+        return False
+
+    if not until(lambda: answers() or process.poll() is not None, 60) or process.poll() is not None:
+        last = (log.read_text().strip().splitlines() or ["it wrote nothing"])[-1]
+        raise Failure(f"JupyterLab did not start: {last}", f"Read {log}.")

@@ -12,11 +12,10 @@ import shutil
 import socket
 import string
 import subprocess
-import time
 from pathlib import Path
 
 from kit import CACHE, LABEL, OWNER, ROOT, STATE, engine, images, tools
-from kit.console import Failure, only_one, resume_programs, run
+from kit.console import Failure, only_one, resume_programs, run, until
 from kit.images import docker
 
 # A network of our own, so that `down` can remove it: kind's default one may carry other clusters.
@@ -177,13 +176,13 @@ def _resume(states: dict[str, str], say) -> bool:
             return True
     # The mark is kept in the API server: give it time to come up, watching the containers' own word for it.
     _write_kubeconfig(wait=True)
-    items = _ask_until(_node_objects, 60) or []
+    items = until(_node_objects, 60) or []
     if len(items) != 3 or not all(MARK in item["metadata"]["annotations"] for item in items):
         return False
     # A node that was stopped still counts as Ready for a while: believe only what it has said since.
     say("waiting for word from every node")
     started = {node for node, state in states.items() if state != "running"}
-    if not _ask_until(lambda: started <= _heard_since(began), READY_SECONDS):
+    if not until(lambda: started <= _heard_since(began), READY_SECONDS):
         return False
     _settle(items[0]["metadata"]["annotations"][MARK], say)
     return True
@@ -198,16 +197,6 @@ def _heard_since(began: datetime.datetime) -> set[str]:
     return {
         item["metadata"]["name"] for item in items if datetime.datetime.fromisoformat(item["spec"]["renewTime"]) > began
     }
-
-
-def _ask_until(question, seconds: float):
-    """Ask an API server that is starting until the answer is true; None if it is not in time."""
-    deadline = time.monotonic() + seconds
-    while not (answer := question()):
-        if time.monotonic() > deadline:
-            return None
-        time.sleep(0.3)  # nothing can be watched before the API server answers
-    return answer
 
 
 def _write_kubeconfig(wait: bool = False) -> None:
@@ -225,7 +214,7 @@ def _write_kubeconfig(wait: bool = False) -> None:
     def fetch() -> str:
         return kind("get", "kubeconfig", check=False).stdout
 
-    text = _ask_until(fetch, 30) if wait else fetch()
+    text = until(fetch, 30) if wait else fetch()
     if not text:
         return
     if not re.search(r"server: https://127\.0\.0\.1:\d+$", text, re.MULTILINE):

@@ -135,6 +135,19 @@ def run(
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
+def until(question: Callable, seconds: float):
+    """Ask until the answer is true, and return it; None if it is not within some seconds.
+
+    For what tells nobody when it is ready: a daemon or a server that is starting. What can be watched is watched.
+    """
+    deadline = time.monotonic() + seconds
+    while not (answer := question()):
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.2)
+    return answer
+
+
 def stop_programs() -> None:
     """End every program that `run` has under way, and let none start; for an interrupted script."""
     _stopping.set()

@@ -7,11 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from kit import CACHE, console, restricted_runtime
-from kit.console import Failure, run
+from kit.console import Failure, run, until
 
 # kind needs the API that came with this version (private cgroup namespaces).
 OLDEST_VERSION, OLDEST_API = (20, 10), (1, 41)
@@ -144,16 +143,19 @@ def start() -> None:
         run(["systemctl", "start", "docker"], remedy="Read `journalctl -u docker`.")
     else:
         _start_detached()
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            look()
-            return
-        except Failure as failure:
-            if time.monotonic() > deadline or not failure.cause.startswith("Docker is not running"):
-                last = LOG.read_text(errors="replace").splitlines()[-1:] if LOG.exists() else []
-                raise Failure(f"dockerd did not come up: {' '.join(last) or failure.cause}", f"Read {LOG}.") from None
-        time.sleep(0.2)  # a daemon tells nobody when it is ready; this asks it
+    if not until(_answers, 60):
+        last = LOG.read_text(errors="replace").splitlines()[-1:] if LOG.exists() else ["it wrote nothing"]
+        raise Failure(f"dockerd did not come up: {' '.join(last)}", f"Read {LOG}.")
+
+
+def _answers() -> bool:
+    """Whether the engine runs; any other trouble with it is raised."""
+    try:
+        return bool(look())
+    except Failure as failure:
+        if not failure.cause.startswith("Docker is not running"):
+            raise
+        return False
 
 
 def _start_detached() -> None:

@@ -4,8 +4,8 @@ import os
 import subprocess
 from pathlib import Path
 
-from kit import LABEL, OWNER, ROOT, cluster
-from kit.console import Failure
+from kit import CACHE, LABEL, OWNER, ROOT, cluster
+from kit.console import Failure, only_one
 
 NOTEBOOKS = ROOT / "notebooks"
 CELL_SECONDS = 180
@@ -17,6 +17,11 @@ KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": 
 def notebooks() -> dict[str, Path]:
     """Every lesson's notebook by its number: {"01": …/01-stateless-apps-scale.ipynb}."""
     return {path.stem[:2]: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]-*.ipynb"))}
+
+
+def turn():
+    """Hold the cluster's lessons while a block runs: two replays would take each other's namespaces away."""
+    return only_one(CACHE / f"lessons-{cluster.name()}.lock", f"the lessons of the cluster {cluster.name()}")
 
 
 def delete_namespaces(stem: str) -> list[str]:
