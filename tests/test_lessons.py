@@ -335,7 +335,10 @@ def test_every_folder_of_manifests_has_its_lesson():
     assert folders <= {path.stem for path in NOTEBOOKS.values()}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "manifests").rglob("*.yaml")), ids=lambda path: str(path.name))
+MANIFESTS = ROOT / "manifests"
+
+
+@pytest.mark.parametrize("path", sorted(MANIFESTS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(MANIFESTS)))
 def test_a_manifest_can_be_replayed(path):
     assert forbidden(path.read_text()) == []
 

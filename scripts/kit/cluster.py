@@ -245,6 +245,7 @@ def _create(mark: str, say) -> None:
             f"The node image {images.own_node()} is not in the engine.",
             "Run scripts/setup: it fetches or builds what is missing.",
         )
+    _gateway_api()  # rather now than when there is a cluster to be removed again
     _make_network()
     try:
         for attempt in range(3):
@@ -389,12 +390,10 @@ def _settle(mark: str, say) -> None:
     Raises:
         Failure: something is not ready in time; its events say why.
     """
-    if not tools.GATEWAY_API.exists():
-        raise Failure("The Gateway API is not in the cache.", "Run scripts/setup: it fetches what is missing.")
-    # While the nodes still get ready; before Traefik, which asks for these kinds when it starts.
+    # While the nodes are still getting ready, and before Traefik, which asks for these kinds when it starts.
     say("adding the Gateway API")
-    kubectl("apply", "--server-side", "--force-conflicts", "--filename", tools.GATEWAY_API)
-    kubectl("wait", "--for=condition=Established", "--filename", tools.GATEWAY_API, "--timeout=60s")
+    kubectl("apply", "--server-side", "--force-conflicts", "--filename", _gateway_api())
+    kubectl("wait", "--for=condition=Established", "--filename", _gateway_api(), "--timeout=60s")
     say("starting Traefik")
     kubectl("apply", "--server-side", "--force-conflicts", "--filename", ROOT / "images/traefik/traefik.yaml")
     say("waiting for nodes, DNS, storage and Ingress")
@@ -402,6 +401,13 @@ def _settle(mark: str, say) -> None:
     for namespace in ("kube-system", "local-path-storage", "ingress"):
         wait_for("deployments", "--all", "--namespace", namespace, condition="Available")
     kubectl("annotate", "nodes", "--all", "--overwrite", f"{MARK}={mark}")
+
+
+def _gateway_api() -> Path:
+    """The manifest with the kinds of the Gateway API."""
+    if not tools.GATEWAY_API.exists():
+        raise Failure("The Gateway API is not in the cache.", "Run scripts/setup: it fetches what is missing.")
+    return tools.GATEWAY_API
 
 
 def wait_for(*what: str, condition: str) -> None:

@@ -1,4 +1,4 @@
-"""What the workshop runs on: its Python environment, kubectl, kind, the Gateway API, and Go where a module is needed."""
+"""What the workshop runs on: its Python environment, kubectl, kind, the Gateway API, and Go to build with."""
 
 import hashlib
 import json
@@ -203,9 +203,10 @@ def ensure_gateway_api(say=lambda text: None) -> str:
     """
     if GATEWAY_API.exists():
         return f"{GATEWAY_API_VERSION}, in the cache"
+    where = f"{GATEWAY_API_URL}/{GATEWAY_API_VERSION}"
     say("downloading")
     try:
-        data, source = _join_kinds(lambda path: _download(f"{GATEWAY_API_URL}/{GATEWAY_API_VERSION}/{path}")), "download"
+        data, source = _join_kinds(lambda path: _download(f"{where}/{path}")), "download"
     except OSError:
         say("fetching its Go module")
         folder = go_module("sigs.k8s.io/gateway-api", GATEWAY_API_VERSION, say)
