@@ -109,7 +109,8 @@ def test_02_a_route_with_its_port_and_its_secret(exercise, capsys):
     def after(*changes):
         """What the check thinks of the Ingress of the exercise, changed by a JSON patch."""
         bash("kubectl replace --filename=../manifests/02-ingress-ends-tls/exercise.yaml")
-        bash(f"kubectl patch ingress exercise --type=json --patch='[{', '.join(changes)}]'")
+        patch = ", ".join(changes)
+        bash(f"kubectl patch ingress exercise --type=json --patch='[{patch}]'")
         lesson.run("check_exercise()")
         return marks(capsys)
 
@@ -121,6 +122,7 @@ def test_02_a_route_with_its_port_and_its_secret(exercise, capsys):
     lesson.run(lesson.tagged("solution"))
     lesson.run("check_exercise()")
     assert marks(capsys) == "✓✓✓✓"
+    assert after() == "✗✓✓✓"
 
     # Now the Secret is there: a default backend answers everybody; another port of the Service is other people's loss.
     backend = '{"service": {"name": "votes", "port": {"number": 80}}}'

@@ -429,7 +429,8 @@ def test_row_36_a_stopped_cluster_is_said_and_started_again():
 
 
 def test_an_older_cluster_is_mended_and_serves_the_gateway_api():
-    """One from before the Gateway API: its mark tells, and set-up need not make it anew."""
+    """One from before the Gateway API, with a Traefik that knows nothing of it, need not be made anew."""
+    cluster.kubectl("delete", "deployment/traefik", "--namespace=ingress")
     cluster.kubectl("delete", "--filename", tools.GATEWAY_API)
     cluster.kubectl("annotate", "nodes", "--all", "--overwrite", f"{cluster.MARK}=older")
     status, output = outcome("cluster", "up")

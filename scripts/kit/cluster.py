@@ -393,7 +393,8 @@ def _settle(mark: str, say) -> None:
     # While the nodes are still getting ready, and before Traefik, which asks for these kinds when it starts.
     say("adding the Gateway API")
     kubectl("apply", "--server-side", "--force-conflicts", "--filename", _gateway_api())
-    kubectl("wait", "--for=condition=Established", "--filename", _gateway_api(), "--timeout=60s")
+    first = f"{tools.GATEWAY_API_KINDS[0]}.gateway.networking.k8s.io"  # Traefik's manifest has an object of this kind
+    kubectl("wait", f"customresourcedefinition/{first}", "--for=condition=Established", "--timeout=60s")
     say("starting Traefik")
     kubectl("apply", "--server-side", "--force-conflicts", "--filename", ROOT / "images/traefik/traefik.yaml")
     say("waiting for nodes, DNS, storage and Ingress")
