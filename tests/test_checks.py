@@ -34,6 +34,11 @@ class Exercise:
         (source,) = [cell.source for cell in self.cells if tag in cell.metadata.get("tags", [])]
         return source
 
+    def containing(self, text):
+        """The source of the code cell with the text."""
+        (source,) = [cell.source for cell in self.cells if cell.cell_type == "code" and text in cell.source]
+        return source
+
     def run(self, source):
         """Run a cell."""
         magic, _, script = source.partition("\n")
@@ -45,13 +50,13 @@ class Exercise:
 
 @pytest.fixture
 def exercise(cluster, monkeypatch):
-    """Return a function that gives the exercise of a lesson; its namespace is removed afterwards."""
+    """Return a function that gives the exercise of a lesson; its namespaces are removed afterwards."""
     before, namespace = dict(os.environ), f"test-checks-{os.getpid()}"
     monkeypatch.chdir(ROOT)
     yield lambda number, *manifests: Exercise(number, namespace, *manifests)
     os.environ.clear()
     os.environ.update(before)
-    cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=60s")
+    lessons.delete_namespaces(namespace)
 
 
 def marks(capsys):
@@ -160,3 +165,41 @@ def test_00_the_name_of_the_default_class(exercise, capsys):
     lesson.run(lesson.tagged("solution"))
     lesson.run("check_exercise()")
     assert marks(capsys) == "✓"
+
+
+def test_02_a_route_with_its_port_and_its_secret(exercise, capsys):
+    lesson = exercise("02", "base/deployment", "base/service")
+    bash("kubectl rollout status deployment/votes --timeout=60s")
+    for text in ("def issue(", "def visit(", 'issue("exercise", '):
+        lesson.run(lesson.containing(text))
+    lesson.run(lesson.tagged("begin"))
+    lesson.run(lesson.tagged("stub"))
+    capsys.readouterr()
+    lesson.run(lesson.tagged("check"))
+    assert marks(capsys) == "✗✗✓✓"
+
+    def after(*changes):
+        """What the check thinks of the Ingress of the exercise, changed by a JSON patch."""
+        bash("kubectl replace --filename=../manifests/02-ingress-ends-tls/exercise.yaml")
+        patch = ", ".join(changes)
+        bash(f"kubectl patch ingress exercise --type=json --patch='[{patch}]'")
+        lesson.run("check_exercise()")
+        return marks(capsys)
+
+    # The wrong shortcuts: the port only, so that no more than --insecure works; no TLS at all.
+    port = '{"op": "replace", "path": "/spec/rules/0/http/paths/0/backend/service/port/number", "value": 80}'
+    assert after(port) == "✓✗✓✓"
+    assert after(port, '{"op": "remove", "path": "/spec/tls"}') == "✓✗✓✓"
+
+    lesson.run(lesson.tagged("solution"))
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✓✓✓"
+    assert after() == "✗✓✓✓"
+
+    # Now the Secret is there: a default backend answers everybody; another port of the Service is other people's loss.
+    backend = '{"service": {"name": "votes", "port": {"number": 80}}}'
+    everybody = f'{{"op": "add", "path": "/spec/defaultBackend", "value": {backend}}}'
+    assert after('{"op": "remove", "path": "/spec/rules"}', everybody) == "✓✓✗✓"
+    other_port = '[{"op": "replace", "path": "/spec/ports/0/port", "value": 8080}]'
+    bash(f"kubectl patch service votes --type=json --patch='{other_port}'")
+    assert after() == "✓✓✓✗"

@@ -428,6 +428,16 @@ def test_row_36_a_stopped_cluster_is_said_and_started_again():
     until(lambda: read_back() == NONCE)
 
 
+def test_an_older_cluster_is_mended_and_serves_the_gateway_api():
+    """One from before the Gateway API, with a Traefik that knows nothing of it, need not be made anew."""
+    cluster.kubectl("delete", "deployment/traefik", "--namespace=ingress")
+    cluster.kubectl("delete", "--filename", tools.GATEWAY_API)
+    cluster.kubectl("annotate", "nodes", "--all", "--overwrite", f"{cluster.MARK}=older")
+    status, output = outcome("cluster", "up")
+    assert status == 0 and "mended" in output, output
+    cluster.kubectl("wait", "gatewayclass/traefik", "--for=condition=Accepted", "--timeout=60s")
+
+
 def test_row_14_a_node_that_does_not_become_ready_is_said(monkeypatch):
     """kind itself exits 0 when its --wait runs out; our own wait does not."""
     monkeypatch.setattr(cluster, "READY_SECONDS", 3)

@@ -1,5 +1,8 @@
 """The kit's own functions, each with real files, sockets, programs and containers; no cluster is needed."""
 
+import functools
+import hashlib
+import http.server
 import json
 import os
 import random
@@ -8,6 +11,7 @@ import stat
 import string
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -161,6 +165,48 @@ def test_a_download_with_another_checksum_is_refused():
         tools.check(b"not kind", tools.KIND_SHA256["linux-amd64"], "kind")
 
 
+@pytest.fixture
+def gateway_api(tmp_path, monkeypatch):
+    """Two small files where the Gateway API is downloaded from, and an empty cache; returns the files' folder."""
+    folder = tmp_path / "site" / tools.GATEWAY_API_VERSION / "config/crd/standard"
+    folder.mkdir(parents=True)
+    for kind in ("gateways", "httproutes"):
+        (folder / f"gateway.networking.k8s.io_{kind}.yaml").write_text(f"kind: {kind}\n")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "site")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(tools, "GATEWAY_API_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(tools, "GATEWAY_API_KINDS", ("gateways", "httproutes"))
+        monkeypatch.setattr(tools, "GATEWAY_API", tmp_path / "cache" / "gateway-api.yaml")
+        yield folder
+        server.shutdown()
+
+
+def test_the_gateway_api_is_downloaded_once_and_checked(gateway_api, monkeypatch):
+    whole = b"kind: gateways\n---\nkind: httproutes\n"
+    monkeypatch.setattr(tools, "GATEWAY_API_SHA256", hashlib.sha256(whole).hexdigest())
+    assert tools.ensure_gateway_api() == f"{tools.GATEWAY_API_VERSION}, from its download, checked"
+    assert tools.GATEWAY_API.read_bytes() == whole
+    next(gateway_api.iterdir()).unlink()
+    assert tools.ensure_gateway_api() == f"{tools.GATEWAY_API_VERSION}, in the cache"
+
+
+def test_a_changed_gateway_api_is_refused(gateway_api):
+    with pytest.raises(Failure, match="the Gateway API v1.* is not what was pinned"):
+        tools.ensure_gateway_api()
+    assert not tools.GATEWAY_API.exists()
+
+
+def test_where_no_download_answers_the_gateway_api_comes_from_its_go_module(tmp_path, monkeypatch):
+    with socket.socket() as nobody:  # bound, but it does not listen
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(tools, "GATEWAY_API_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        monkeypatch.setattr(tools, "GATEWAY_API", tmp_path / "gateway-api.yaml")
+        assert tools.ensure_gateway_api() == f"{tools.GATEWAY_API_VERSION}, from its Go module, checked"
+    kinds = [document["spec"]["names"]["plural"] for document in yaml.safe_load_all(tools.GATEWAY_API.read_text())]
+    assert tuple(kinds) == tools.GATEWAY_API_KINDS
+
+
 # ── images ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -293,6 +339,21 @@ def test_a_missing_node_image_says_how_to_get_it(monkeypatch, engine_ready):
     with pytest.raises(Failure, match="node-of-nobody:never is not in the engine") as told:
         cluster.up()
     assert "scripts/setup" in told.value.remedy
+
+
+@pytest.mark.cluster
+def test_a_missing_gateway_api_says_how_to_get_it(tmp_path, monkeypatch, engine_ready):
+    monkeypatch.setattr(tools, "GATEWAY_API", tmp_path / "gateway-api.yaml")
+    monkeypatch.setenv("KIND_CLUSTER_NAME", "never-made")
+    with pytest.raises(Failure, match="The Gateway API is not in the cache") as told:
+        cluster.up()
+    assert "scripts/setup" in told.value.remedy
+
+
+def test_another_gateway_api_makes_a_cluster_want_mending(tmp_path, monkeypatch):
+    before = cluster._wanted()
+    monkeypatch.setattr(tools, "GATEWAY_API", tmp_path / "gateway-api-v0.yaml")
+    assert cluster._wanted() != before
 
 
 def test_the_images_of_the_list_are_all_built_from_a_folder():

@@ -1,8 +1,8 @@
 """The workshop's machinery: an engine, tools, images and a cluster, each made when it is missing.
 
 The modules import in this order: `console` (talking to a person), `engine` (Docker), `tools` (Python packages,
-kubectl, kind, Go), `images` (what the cluster runs) and `cluster`. Until `tools.enter_environment` has run, only
-Python's standard library may be imported.
+kubectl, kind, the Gateway API, Go), `images` (what the cluster runs) and `cluster`. Until `tools.enter_environment`
+has run, only Python's standard library may be imported.
 """
 
 import os

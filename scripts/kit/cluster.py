@@ -21,7 +21,7 @@ from kit.images import docker
 # A network of our own, so that `down` can remove it: kind's default one may carry other clusters.
 NETWORK = f"kind-{OWNER}"
 
-# Written on every node when the cluster is usable: the images in it. A cluster without it was left half-made.
+# Written on every node when the cluster is usable: what was put into it. A cluster without it was left half-made.
 MARK = "kubernetes-and-state.images"
 
 READY_SECONDS = 180
@@ -100,8 +100,13 @@ def _node_objects() -> list[dict] | None:
     return None if shown.returncode else json.loads(shown.stdout)["items"]
 
 
+def _wanted() -> str:
+    """The mark of a cluster that holds what this version of the workshop needs: its images, and the Gateway API."""
+    return f"{images.workshop_archive().stem} {tools.GATEWAY_API.stem}"
+
+
 def _mark() -> str | None:
-    """The images the running cluster holds, or None where it is not (yet) usable or does not answer."""
+    """What the running cluster holds, or None where it is not (yet) usable or does not answer."""
     items = _node_objects() or []
     marks = {item["metadata"]["annotations"].get(MARK) for item in items}
     ready = all(
@@ -141,22 +146,21 @@ def up(say=lambda text, done=None: None) -> str:
     Raises:
         Failure: it could not be made (nothing of it is left), is foreign, or does not become usable.
     """
-    archive = images.workshop_archive()
     STATE.mkdir(mode=0o700, exist_ok=True)
     STATE.chmod(0o700)
     with only_one(CACHE / f"cluster-{name()}.lock", f"the cluster {name()}"):
         states = nodes()
         if states and _resume(states, say):
-            if _mark() == archive.stem:
+            if _mark() == _wanted():
                 return f"{name()}, already usable"
             say("loading images")
-            _load_images(archive)
-            _settle(archive.stem, say)
+            _load_images(images.workshop_archive())
+            _settle(_wanted(), say)
             return f"{name()}, mended"
         if states:
             say("replacing a half-made cluster")
             _delete()
-        _create(archive.stem, say)
+        _create(_wanted(), say)
         where = ", ".join(f"{scheme} at 127.0.0.1:{port}" for scheme, port in ports().items())
         return f"{name()}, created ({where})"
 
@@ -241,6 +245,7 @@ def _create(mark: str, say) -> None:
             f"The node image {images.own_node()} is not in the engine.",
             "Run scripts/setup: it fetches or builds what is missing.",
         )
+    _gateway_api()  # rather now than when there is a cluster to be removed again
     _make_network()
     try:
         for attempt in range(3):
@@ -385,6 +390,11 @@ def _settle(mark: str, say) -> None:
     Raises:
         Failure: something is not ready in time; its events say why.
     """
+    # While the nodes are still getting ready, and before Traefik, which asks for these kinds when it starts.
+    say("adding the Gateway API")
+    kubectl("apply", "--server-side", "--force-conflicts", "--filename", _gateway_api())
+    first = f"{tools.GATEWAY_API_KINDS[0]}.gateway.networking.k8s.io"  # Traefik's manifest has an object of this kind
+    kubectl("wait", f"customresourcedefinition/{first}", "--for=condition=Established", "--timeout=60s")
     say("starting Traefik")
     kubectl("apply", "--server-side", "--force-conflicts", "--filename", ROOT / "images/traefik/traefik.yaml")
     say("waiting for nodes, DNS, storage and Ingress")
@@ -392,6 +402,13 @@ def _settle(mark: str, say) -> None:
     for namespace in ("kube-system", "local-path-storage", "ingress"):
         wait_for("deployments", "--all", "--namespace", namespace, condition="Available")
     kubectl("annotate", "nodes", "--all", "--overwrite", f"{MARK}={mark}")
+
+
+def _gateway_api() -> Path:
+    """The manifest with the kinds of the Gateway API."""
+    if not tools.GATEWAY_API.exists():
+        raise Failure("The Gateway API is not in the cache.", "Run scripts/setup: it fetches what is missing.")
+    return tools.GATEWAY_API
 
 
 def wait_for(*what: str, condition: str) -> None:

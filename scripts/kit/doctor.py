@@ -117,6 +117,7 @@ def prepared() -> str:
         for what, there in {
             "the Python packages": tools.COMPLETE.exists(),
             "kind": tools.KIND.exists(),
+            "the Gateway API": tools.GATEWAY_API.exists(),
             "the workshop's images": images.workshop_archive().exists(),
             "the node image": images.label(images.own_node(), images.LABEL) is not None,
         }.items()

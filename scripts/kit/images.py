@@ -262,13 +262,9 @@ def build_node(say, programs: Path) -> str:
             os.link(program, place / "bin" / program.name)
         for manifest in (place / "files/manifests").iterdir():
             manifest.write_text(manifest.read_text().replace("workshop/system:VERSION", system))
-        module = run(
-            [tools.ensure_go(), "mod", "download", "-json", f"sigs.k8s.io/kind@{tools.KIND_VERSION}"],
-            cwd=IMAGES / "node",
-        ).stdout
-        shutil.copytree(
-            Path(json.loads(module)["Dir"]) / "images/base/files", place / "files/kind", copy_function=shutil.copyfile
-        )  # the module cache is read-only; copies must not be
+        kind = tools.go_module("sigs.k8s.io/kind", tools.KIND_VERSION)
+        # The module cache is read-only; copies must not be.
+        shutil.copytree(kind / "images/base/files", place / "files/kind", copy_function=shutil.copyfile)
         say("the image of what runs in Pods")
         base, mark = ("--build-arg", f"BASE={LIST['debian']['tag']}"), node_mark()
         tags = [f"workshop/system:{name}" for name in (version, "coredns", "pause")]

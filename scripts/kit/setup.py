@@ -43,6 +43,7 @@ def _prepare(tests: bool) -> None:
             Step("Python packages", tools.ensure_packages),
             Step("engine", engine.ensure),
             Step("kind", tools.ensure_kind, after=("node programs",)),
+            Step("Gateway API", tools.ensure_gateway_api),
             Step("node image", fetch, after=("engine",)),
             Step("node programs", compile_programs, after=("node image",)),
             Step("Debian base", images.ensure_debian, after=("engine",)),

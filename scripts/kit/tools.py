@@ -1,6 +1,7 @@
-"""The programs the workshop runs on: its Python environment, kubectl, kind, and Go where kind must be built."""
+"""What the workshop runs on: its Python environment, kubectl, kind, the Gateway API, and Go to build with."""
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -22,6 +23,19 @@ KIND_SHA256 = {
     "darwin-arm64": "0c8c7dbe5e23594a198b786c4bc13dacc101fa6196b0cb0b23a1ca44e61f4b4f",
 }
 KIND_URL = "https://github.com/kubernetes-sigs/kind/releases/download"
+# The version that Traefik 3.7 is built with, and the kinds without which it does not start to serve any of them.
+GATEWAY_API_VERSION = "v1.6.1"
+GATEWAY_API_KINDS = (
+    "gatewayclasses",
+    "gateways",
+    "httproutes",
+    "grpcroutes",
+    "tlsroutes",
+    "backendtlspolicies",
+    "referencegrants",
+)
+GATEWAY_API_SHA256 = "65d8d2e5fce5c67e2a859f333540a1d837c508bb377baf7d976368777ac19147"  # of them all, in this order
+GATEWAY_API_URL = "https://raw.githubusercontent.com/kubernetes-sigs/gateway-api"
 GO_OLDEST = (1, 26)
 OLDEST_PYTHON = (3, 11, 2)
 
@@ -37,6 +51,7 @@ ENVIRONMENT = CACHE / f"python-{_key()}"
 BIN = ENVIRONMENT / "bin"
 COMPLETE = ENVIRONMENT / ".complete"
 KIND = CACHE / f"kind-{KIND_VERSION}" / "kind"
+GATEWAY_API = CACHE / f"gateway-api-{GATEWAY_API_VERSION}.yaml"
 GO = CACHE / "go" / "bin" / "go"
 
 
@@ -143,12 +158,17 @@ def _download_kind() -> bytes | None:
     if target() not in KIND_SHA256:
         return None
     try:
-        with urllib.request.urlopen(f"{KIND_URL}/{KIND_VERSION}/kind-{target()}", timeout=10) as answer:
-            data = answer.read()
+        data = _download(f"{KIND_URL}/{KIND_VERSION}/kind-{target()}")
     except OSError:
         return None
     check(data, KIND_SHA256[target()], f"kind {KIND_VERSION}")
     return data
+
+
+def _download(url: str) -> bytes:
+    """What a URL leads to; raises OSError where it cannot be reached."""
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.read()
 
 
 def check(data: bytes, sha256: str, what: str) -> None:
@@ -161,12 +181,46 @@ def check(data: bytes, sha256: str, what: str) -> None:
         )
 
 
-def _place(path: Path, data: bytes) -> None:
-    """Write an executable whole or not at all."""
+def _place(path: Path, data: bytes, mode: int = 0o755) -> None:
+    """Write a file, executable unless told otherwise, whole or not at all."""
     part = path.with_suffix(".part")
     part.write_bytes(data)
-    part.chmod(0o755)
+    part.chmod(mode)
     part.replace(path)
+
+
+# ── The Gateway API ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def ensure_gateway_api(say=lambda text: None) -> str:
+    """Have the kinds of the Gateway API as `GATEWAY_API`, one manifest: by download, or out of its Go module.
+
+    Returns:
+        Where it came from.
+
+    Raises:
+        Failure: what came is not what was pinned, or neither worked.
+    """
+    if GATEWAY_API.exists():
+        return f"{GATEWAY_API_VERSION}, in the cache"
+    where = f"{GATEWAY_API_URL}/{GATEWAY_API_VERSION}"
+    say("downloading")
+    try:
+        data, source = _join_kinds(lambda path: _download(f"{where}/{path}")), "download"
+    except OSError:
+        say("fetching its Go module")
+        folder = go_module("sigs.k8s.io/gateway-api", GATEWAY_API_VERSION, say)
+        data, source = _join_kinds(lambda path: (folder / path).read_bytes()), "Go module"
+    check(data, GATEWAY_API_SHA256, f"the Gateway API {GATEWAY_API_VERSION}")
+    GATEWAY_API.parent.mkdir(parents=True, exist_ok=True)
+    _place(GATEWAY_API, data, mode=0o644)
+    return f"{GATEWAY_API_VERSION}, from its {source}, checked"
+
+
+def _join_kinds(read) -> bytes:
+    """The kinds of the Gateway API in one manifest; `read` returns a file of its project by its path there."""
+    names = [f"config/crd/standard/gateway.networking.k8s.io_{kind}.yaml" for kind in GATEWAY_API_KINDS]
+    return b"---\n".join(read(name) for name in names)
 
 
 # ── Go ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -199,6 +253,16 @@ def _unpack_go() -> None:
     shutil.rmtree(GO.parents[1], ignore_errors=True)
     program.parents[1].replace(GO.parents[1])
     shutil.rmtree(part, ignore_errors=True)
+
+
+def go_module(path: str, version: str, say=lambda text: None) -> Path:
+    """The folder with a Go module's files, fetched if it is missing; Go checks them against its checksum database."""
+    shown = run(
+        [ensure_go(say), "mod", "download", "-json", f"{path}@{version}"],
+        env=go_environment(),
+        remedy="Check that Go reaches its module proxy (go env GOPROXY).",
+    )
+    return Path(json.loads(shown.stdout)["Dir"])
 
 
 def go_environment() -> dict:
