@@ -357,6 +357,7 @@ def test_row_17_the_persons_own_clusters_are_never_read(tmp_path):
         assert outcome("cluster", action, env=environment)[0] == 0
     server.shutdown()
     assert server.hits == 0 and own.read_bytes() == before == (home / "config").read_bytes()
+    assert [path.name for path in home.iterdir()] == ["config"]
 
 
 def test_row_18_a_changed_context_changes_nothing():

@@ -12,7 +12,7 @@ import urllib.request
 import venv
 from pathlib import Path
 
-from kit import CACHE, ROOT, console
+from kit import CACHE, ROOT, STATE, console
 from kit.console import Failure, run
 
 KIND_VERSION = "v0.33.0"
@@ -70,6 +70,7 @@ def enter_environment() -> None:
         raise Failure(
             f"Python {platform.python_version()} is too old; 3.11 is needed.", "Install Python 3.11 or newer."
         )
+    os.environ["KUBECACHEDIR"] = str(STATE / "kube-cache")  # kubectl would write to ~/.kube/cache
     # The tools are found by name from here on: ours before anybody else's.
     path = [str(BIN), str(KIND.parent), str(GO.parent)]
     os.environ["PATH"] = os.pathsep.join(
