@@ -51,11 +51,13 @@ class Exercise:
 @pytest.fixture
 def exercise(cluster, monkeypatch):
     """Return a function that gives the exercise of a lesson; its namespaces are removed afterwards."""
-    before, namespace = dict(os.environ), f"test-checks-{os.getpid()}"
+    before, namespace, umask = dict(os.environ), f"test-checks-{os.getpid()}", os.umask(0o077)
+    os.umask(umask)
     monkeypatch.chdir(ROOT)
     yield lambda number, *manifests: Exercise(number, namespace, *manifests)
     os.environ.clear()
     os.environ.update(before)
+    os.umask(umask)
     lessons.delete_namespaces(namespace)
 
 
