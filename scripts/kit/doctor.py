@@ -96,7 +96,8 @@ def inotify() -> str:
     limit = Path("/proc/sys/fs/inotify/max_user_instances")
     if limit.exists() and int(limit.read_text()) < 128:
         raise Warning(
-            f"Only {limit.read_text().strip()} inotify instances are allowed; three nodes may need more.",
+            f"Only {limit.read_text().strip()} inotify instances are allowed; a cluster needs about 60, "
+            "and the tests make two.",
             "sudo sysctl fs.inotify.max_user_instances=512",
         )
     return "The kernel's inotify limits are high enough"
