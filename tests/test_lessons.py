@@ -238,7 +238,7 @@ def clean_up(lesson):
     return complaints
 
 
-SECRETS = {
+UNWANTED = {
     r"/(?:home|root|work|Users|tmp)\b/?[\w.-]*": "is a path of somebody's machine",
     r"PRIVATE KEY": "is a private key",
     r"client-key-data": "is a credential",
@@ -246,15 +246,16 @@ SECRETS = {
     r"[Bb]earer [\w.-]{10,}": "is a token",
     r"\b(?:docker|ghcr|gcr|quay|registry\.k8s)\.io\b|\b(?:pypi|pythonhosted|golang)\.org\b": "is a registry",
     r"(?<!xmlns=\\\")https?://(?:[\w-]+\.)+(?!example\b|local\b|svc\b|test\b)[a-z]{2,}\b": "is a host of the internet",
+    r"\(no change\)": "is said by chance, as a status written meanwhile is a change, too: use --output=name",
 }
 
 
 def private(lesson):
-    """Nothing of the machine where the outputs were made, and nothing secret."""
+    """Nothing of the machine where the outputs were made, nothing secret, and nothing that chance decides."""
     return [
         f"{first_line(cell)}: its output has {match[0]!r}, which {reason}"
         for cell in lesson.code
-        for pattern, reason in SECRETS.items()
+        for pattern, reason in UNWANTED.items()
         if (match := re.search(pattern, printed(cell)))
     ]
 
@@ -464,6 +465,7 @@ BROKEN = [
     (private, prints("eyJhbGciOiJSUzI1NiIsImtpZCI6\n"), "is a token"),
     (private, prints("Authorization: Bearer 31ada4fd-adec\n"), "is a token"),
     (private, prints("pulling docker.io/library/debian\n"), "is a registry"),
+    (private, prints("deployment.apps/votes patched (no change)\n"), "is said by chance"),
     (private, prints("GET https://mirror.acme.com/simple\n"), "is a host"),
     (errors, lambda lesson: lesson.code[1].update(outputs=[new_output("error", ename="E")]), "is an error"),
     (errors, prints("Error from server (NotFound)\n", "stderr"), "is an error"),
