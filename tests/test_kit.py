@@ -390,3 +390,27 @@ def test_a_link_in_the_learners_copy_is_replaced_and_not_followed(tmp_path, monk
     classroom.copy_lessons()
     assert not any(path.is_symlink() for path in (tmp_path / "work").iterdir())
     assert (tmp_path / "work/lab.py").read_text() == (classroom.NOTEBOOKS / "lab.py").read_text()
+
+
+# ── Removal ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.cluster
+def test_a_node_that_was_killed_with_something_frozen_in_it_can_be_removed(engine_ready):
+    name = f"test-frozen-{os.getpid()}"
+    label = f"--label={LABEL}={OWNER}"
+    command = ["sh", "-c", "tail -f /dev/null & wait"]
+    images.docker("run", "--detach", label, f"--name={name}", "workshop/base:1", *command)
+    try:
+        main = images.docker("inspect", "--format={{.State.Pid}}", name).stdout.strip()
+        child = Path(f"/proc/{main}/task/{main}/children").read_text().split()[0]
+        places = {line.split(":")[1]: line.split(":")[2] for line in Path(f"/proc/{child}/cgroup").read_text().split()}
+        version_1 = "freezer" in places
+        root = Path("/sys/fs/cgroup/freezer" if version_1 else "/sys/fs/cgroup")
+        inner = root / places["freezer" if version_1 else ""].lstrip("/") / "inner"
+        inner.mkdir()
+        (inner / "cgroup.procs").write_text(child)
+        (inner / ("freezer.state" if version_1 else "cgroup.freeze")).write_text("FROZEN" if version_1 else "1")
+    finally:
+        cluster.remove(name)
+    assert images.docker("ps", "--all", "--quiet", f"--filter=name={name}").stdout == ""

@@ -515,11 +515,25 @@ def down() -> str:
     return f"The cluster {name()} is removed." if found else f"There is no cluster {name()}."
 
 
+def remove(*containers: str) -> None:
+    """Remove containers, running or not, with their volumes.
+
+    A node freezes its own containers for a moment whenever it changes their limits. One that is killed just then leaves
+    them frozen, and with cgroup v1 what is frozen cannot die: then it is thawed first, where we may.
+    """
+    if docker("rm", "--force", "--volumes", *containers, check=False).returncode:
+        numbers = docker("inspect", "--format={{.Id}}", *containers, check=False).stdout.split()
+        for state in Path("/sys/fs/cgroup/freezer").rglob("freezer.state"):
+            with contextlib.suppress(OSError):
+                if any(number in str(state) for number in numbers) and state.read_text() == "FROZEN\n":
+                    state.write_text("THAWED")
+        docker("rm", "--force", "--volumes", *containers, remedy="Restart the container engine, then try again.")
+
+
 def _delete(keep_network: bool = False) -> None:
     """Delete whatever there is of our cluster. `nodes` refuses a foreign one."""
-    containers = nodes()
-    if containers:
-        docker("rm", "--force", "--volumes", *containers)
+    if containers := nodes():
+        remove(*containers)
     for file in STATE.glob(f"{name()}.kubeconfig*"):
         file.unlink()
     shutil.rmtree(STATE / "notebooks" / name(), ignore_errors=True)
