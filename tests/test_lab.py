@@ -200,7 +200,7 @@ def test_a_load_counts_what_is_lost(started):
     )
     core.create_namespaced_pod(started, pod)
     load = lab.load("http://votes/")
-    assert load.stop() == 0 and len(load.answers) >= 50
+    assert load.stop() == 0 and len(load.answers) >= 25
     load = lab.load("http://votes/")
     core.delete_namespaced_pod("votes", started)
     lab.eventually(lambda: "votes" not in [each.metadata.name for each in core.list_namespaced_pod(started).items])
