@@ -135,10 +135,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if isinstance(item, IPyNbCell):
             item.output_timeout = 60  # nbval would give a busy machine 5 s to print what a cell has done
-            # A chart shows seconds; the text beside it is compared.
-            item.parent.skip_compare = (*item.parent.skip_compare, "image/svg+xml")
         if isinstance(item, IPyNbCell) or {"kind", "cluster"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("cluster")
+    for notebook in {item.parent for item in items if isinstance(item, IPyNbCell)}:
+        notebook.skip_compare += ("image/svg+xml",)  # a chart shows seconds; the text beside it is compared
 
 
 @pytest.hookimpl(trylast=True)  # after pytest has stopped the last kernel
