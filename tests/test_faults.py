@@ -82,7 +82,7 @@ def ours() -> dict[str, str]:
     label = f"label={LABEL}={OWNER}"
     return {
         "containers": docker("ps", "-aq", "--filter", f"label=io.x-k8s.kind.cluster={NAME}").stdout,
-        "volumes": docker("volume", "ls", "-q", "--filter", label).stdout,
+        "volumes": docker("volume", "ls", "-q", "--filter", label, "--filter", f"name=-{NAME}$").stdout,
         "networks": docker("network", "ls", "-q", "--filter", label).stdout if not other_clusters() else "",
     }
 

@@ -21,6 +21,9 @@ from kit.images import docker
 # A network of our own, so that `down` can remove it: kind's default one may carry other clusters.
 NETWORK = f"kind-{OWNER}"
 
+# Where every node sees the same directory, as scripts/kind.yaml says: what a network file system is elsewhere.
+SHARED = "/shared"
+
 # Written on every node when the cluster is usable: what was put into it. A cluster without it was left half-made.
 MARK = "kubernetes-and-state.images"
 
@@ -150,7 +153,8 @@ def up(say=lambda text, done=None: None) -> str:
     STATE.chmod(0o700)
     with only_one(CACHE / f"cluster-{name()}.lock", f"the cluster {name()}"):
         states = nodes()
-        if states and _resume(states, say):
+        old = any(map(outdated, states))
+        if states and not old and _resume(states, say):
             if _mark() == _wanted():
                 return f"{name()}, already usable"
             say("loading images")
@@ -158,7 +162,7 @@ def up(say=lambda text, done=None: None) -> str:
             _settle(_wanted(), say)
             return f"{name()}, mended"
         if states:
-            say("replacing a half-made cluster")
+            say("replacing a cluster that another version made" if old else "replacing a half-made cluster")
             _delete()
         _create(_wanted(), say)
         where = ", ".join(f"{scheme} at 127.0.0.1:{port}" for scheme, port in ports().items())
@@ -190,6 +194,13 @@ def _resume(states: dict[str, str], say) -> bool:
         return False
     _settle(items[0]["metadata"]["annotations"][MARK], say)
     return True
+
+
+def outdated(node: str) -> bool:
+    """Whether a version of the workshop made this node that had another node image, or no shared directory."""
+    made_of = f'{{{{index .Config.Labels "{images.FINGERPRINT}"}}}}'
+    shown = docker("inspect", "--format", made_of + "{{range .Mounts}} {{.Destination}}{{end}}", node).stdout
+    return not {images.node_mark(), SHARED} <= set(shown.split())
 
 
 def _heard_since(began: datetime.datetime) -> set[str]:
@@ -284,9 +295,20 @@ def _make_network() -> None:
         )
 
 
+def _volume() -> str:
+    """The name of the engine's volume that every node of this cluster sees as /shared."""
+    return f"{NETWORK}-{name()}"
+
+
+def _make_volume() -> str:
+    """Have that volume, with our label; returns where the engine keeps it, since kind mounts paths only."""
+    docker("volume", "create", "--label", f"{LABEL}={OWNER}", _volume())
+    return docker("volume", "inspect", "--format", "{{.Mountpoint}}", _volume()).stdout.strip()
+
+
 def _kind_create(chosen: tuple[int, int], *options: str) -> None:
     """Run `kind create cluster` with scripts/kind.yaml, filled in for this host."""
-    filled = kind_config(*chosen, engine.cgroup_version())
+    filled = kind_config(*chosen, engine.cgroup_version(), _make_volume())
     lock = kubeconfig().with_name(kubeconfig().name + ".lock")
     if lock.exists():  # kind's own, from a run that was killed; we hold the lock that counts
         lock.unlink()
@@ -313,11 +335,13 @@ def bare() -> None:
     _kind_create(choose_ports(), "--wait=120s")
 
 
-def kind_config(http: int, https: int, cgroup_version: str) -> str:
-    """scripts/kind.yaml with its names filled in: the Ingress ports, and what only a cgroup v1 host needs."""
+def kind_config(http: int, https: int, cgroup_version: str, shared: str) -> str:
+    """scripts/kind.yaml with its names filled in: the Ingress ports, what only a cgroup v1 host needs, and the directory
+    of this host that all nodes share.
+    """
     template = string.Template((ROOT / "scripts/kind.yaml").read_text())
     cgroup = "failCgroupV1: false" if cgroup_version == "1" else ""
-    return template.substitute(http=http, https=https, cgroup=cgroup)
+    return template.substitute(http=http, https=https, cgroup=cgroup, shared=shared)
 
 
 def _load_into(node: str, archive: Path) -> None:
@@ -537,6 +561,10 @@ def _delete(keep_network: bool = False) -> None:
     for file in STATE.glob(f"{name()}.kubeconfig*"):
         file.unlink()
     shutil.rmtree(STATE / "notebooks" / name(), ignore_errors=True)
+    if docker(
+        "volume", "ls", "--quiet", "--filter", f"name=^{_volume()}$", "--filter", f"label={LABEL}={OWNER}"
+    ).stdout:
+        docker("volume", "rm", _volume())
     if (
         not keep_network
         and docker(

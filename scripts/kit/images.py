@@ -196,60 +196,68 @@ def compile_node(say, programs: Path) -> None:
     kube (all of Kubernetes, etcd and CoreDNS in one), containerd with its shim and ctr, four CNI plug-ins, the storage
     provisioner and pause; about eight minutes on two cores the first time, then a minute.
     """
-    go, version = tools.ensure_go(say), NODE["version"]
-    minor = version.split(".")[1]
-    environment = tools.go_environment() | {"GOOS": "linux", "GOARCH": engine.look()["Arch"]}
+    version = NODE["version"]
     stamps = {
         "k8s.io/component-base/version.gitVersion": version,
         "k8s.io/component-base/version.gitMajor": "1",
-        "k8s.io/component-base/version.gitMinor": minor,
+        "k8s.io/component-base/version.gitMinor": version.split(".")[1],
         "k8s.io/client-go/pkg/version.gitVersion": version,
     }
-    kubernetes = "-s -w " + " ".join(f"-X {name}={value}" for name, value in stamps.items())
+    versions = " ".join(f"-X {name}={value}" for name, value in stamps.items())
     plugins = [
         f"github.com/containernetworking/plugins/plugins/{name}"
         for name in ("main/ptp", "main/loopback", "ipam/host-local", "meta/portmap")
     ]
+    node = IMAGES / "node"
+    _compile(say, "Kubernetes", node, programs, "./kube", "./pause", *plugins, linker=versions)
     # The provisioner has a call of its own: it imports a logger under a name that differs from ours in case only.
-    builds = [
-        ("Kubernetes", IMAGES / "node", kubernetes, ["./kube", "./pause", *plugins]),
-        ("the provisioner", IMAGES / "node", "-s -w", ["github.com/rancher/local-path-provisioner"]),
-        ("containerd", IMAGES / "node/containerd", "-s -w", ["tool"]),
-    ]
+    _compile(say, "the provisioner", node, programs, "github.com/rancher/local-path-provisioner")
+    _compile(say, "containerd", node / "containerd", programs, "tool")
+
+
+def _compile(say, what: str, folder: Path, programs: Path, *packages: str, linker: str = "") -> None:
+    """`go build`, for the engine's architecture, into the folder `programs`.
+
+    Args:
+        what: what is built, for people.
+        folder: where its go.mod is; the package "tool" stands for all the tools that it names.
+        packages: what to build there.
+        linker: flags for the linker, beside those that leave out what a debugger needs.
+    """
+    go, environment = tools.ensure_go(say), tools.go_environment() | {"GOOS": "linux", "GOARCH": engine.look()["Arch"]}
+    say(f"fetching the modules of {what}", 0)
+    listed = run(
+        [go, "list", "-deps", *packages],
+        cwd=folder,
+        env=environment,
+        remedy="Check that Go reaches its module proxy (go env GOPROXY), then try again.",
+    )
+    total, compiled = len(listed.stdout.splitlines()), 0
+
+    def count(line: str) -> None:
+        nonlocal compiled
+        compiled += not line.startswith("go: ")
+        say(f"compiling {what}: {compiled} of {total} packages at most", compiled / total)
+
     programs.mkdir(exist_ok=True)
-    for what, folder, linker, packages in builds:
-        say(f"fetching the modules of {what}", 0)
-        listed = run(
-            [go, "list", "-deps", *packages],
-            cwd=folder,
-            env=environment,
-            remedy="Check that Go reaches its module proxy (go env GOPROXY), then try again.",
-        )
-        total, compiled = len(listed.stdout.splitlines()), 0
-
-        def count(line: str) -> None:
-            nonlocal compiled
-            compiled += not line.startswith("go: ")
-            say(f"compiling {what}: {compiled} of {total} packages at most", compiled / total)  # noqa: B023
-
-        # Debug tables nobody reads here would cost a tenth of the time.
-        run(
-            [
-                go,
-                "build",
-                "-v",
-                "-trimpath",
-                "-gcflags=all=-dwarf=false",
-                "-tags=no_aufs no_zfs no_btrfs no_devmapper",
-                f"-ldflags={linker}",
-                "-o",
-                f"{programs}/",
-                *packages,
-            ],
-            cwd=folder,
-            env=environment,
-            on_line=count,
-        )
+    # Debug tables nobody reads here would cost a tenth of the time.
+    run(
+        [
+            go,
+            "build",
+            "-v",
+            "-trimpath",
+            "-gcflags=all=-dwarf=false",
+            "-tags=no_aufs no_zfs no_btrfs no_devmapper",
+            f"-ldflags=-s -w {linker}",
+            "-o",
+            f"{programs}/",
+            *packages,
+        ],
+        cwd=folder,
+        env=environment,
+        on_line=count,
+    )
 
 
 def build_node(say, programs: Path) -> str:
@@ -323,6 +331,8 @@ def ensure_workshop(say=lambda text, done=None: None) -> str:
             shutil.copytree(IMAGES / name, place, dirs_exist_ok=True)
             if "wheel" in image:
                 _unpack_wheel(image["wheel"], place / "wheel")
+            if (place / "go.mod").exists():
+                _compile(say, name, place, place / "bin", "tool")
             build(place, image["tag"], mark)
         built.append(name)
     say("saving them in the cache", 1)
