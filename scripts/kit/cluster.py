@@ -336,8 +336,13 @@ def bare() -> None:
 
 
 def kind_config(http: int, https: int, cgroup_version: str, shared: str) -> str:
-    """scripts/kind.yaml with its names filled in: the Ingress ports, what only a cgroup v1 host needs, and the directory
-    of this host that all nodes share.
+    """scripts/kind.yaml with its names filled in.
+
+    Args:
+        http: the host's port for the Ingress.
+        https: the same, with TLS.
+        cgroup_version: of the engine's host: "1" needs a setting of its own.
+        shared: the directory of that host which all nodes share.
     """
     template = string.Template((ROOT / "scripts/kind.yaml").read_text())
     cgroup = "failCgroupV1: false" if cgroup_version == "1" else ""
