@@ -47,7 +47,8 @@ def _prepare(tests: bool) -> None:
             Step("node image", fetch, after=("engine",)),
             Step("node programs", compile_programs, after=("node image",)),
             Step("Debian base", images.ensure_debian, after=("engine",)),
-            Step("workshop images", images.ensure_workshop, after=("Debian base",)),
+            # Sealed Secrets then finds the client library that it shares with Kubernetes compiled already.
+            Step("workshop images", images.ensure_workshop, after=("Debian base", "node programs")),
             Step("node build", build, after=("node programs", "Debian base")),
             Step("cluster image", images.ensure_own_node, after=("node build", "workshop images")),
             *(slides.steps() if tests else []),
