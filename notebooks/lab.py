@@ -55,6 +55,9 @@ def start(lesson: str) -> str:
             os.environ[f"INGRESS_{scheme}"] = found[1]
 
     api = CoreV1Api()
+    for node in api.list_node().items:
+        if not any(each.type == "Ready" and each.status == "True" for each in node.status.conditions):
+            raise Problem(f"The node {node.metadata.name} is not Ready. Run scripts/cluster heal, then this again.")
     owner = str(os.getuid())
     if found := _or_none(lambda: api.read_namespace(lesson)):
         if (found.metadata.labels or {}).get(OWNER_LABEL) != owner:

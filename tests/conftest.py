@@ -58,9 +58,10 @@ class Cluster:
         self.lessons.add(stem)
 
     def finish(self, stem: str) -> None:
-        """Remove what a lesson has left in the cluster."""
+        """Heal what a lesson has hurt, and remove what it has left in the cluster."""
         self.lessons.discard(stem)
         with in_a_sentence():
+            our_cluster.heal()
             lessons.delete_namespaces(stem)
         if not self.lessons:
             self._turn.close()

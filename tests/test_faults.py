@@ -21,10 +21,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
-from kit import LABEL, OWNER, ROOT, STATE, cluster, images, tools
+from kit import LABEL, OWNER, ROOT, STATE, cluster, images, lessons, tools
 from kit.console import Failure, run
 from kit.images import docker
+from nbclient import NotebookClient
 
 pytestmark = pytest.mark.cluster
 
@@ -458,6 +460,40 @@ def test_row_37_a_paused_node_is_started_again():
     assert cluster.status()[0] == "stopped"
     assert outcome("cluster", "up")[0] == 0
     assert cluster.status()[0] == "usable"
+
+
+def test_heal_undoes_what_lessons_do_to_nodes():
+    docker("stop", "--time=1", f"{NAME}-worker2")
+    cluster.kubectl("taint", "nodes", f"{NAME}-worker2", f"{cluster.OUT_OF_SERVICE}=lost:NoExecute")
+    cluster.kubectl("cordon", f"{NAME}-worker")
+    status, output = outcome("cluster", "heal")
+    assert status == 0, output
+    for done in (f"started {NAME}-worker2", f"put {NAME}-worker2 back", f"uncordoned {NAME}-worker"):
+        assert done in output
+    assert cluster.status()[0] == "usable"
+    both = [f"{NAME}-worker", f"{NAME}-worker2"]
+    marks = cluster.kubectl("get", "nodes", *both, "--output=jsonpath={.items[*].spec['taints','unschedulable']}")
+    assert marks.stdout == ""
+    assert "nothing to heal" in outcome("cluster", "heal")[1]
+
+
+def test_a_stopped_node_is_healed_by_a_failing_cell_and_at_the_end_of_its_kernel():
+    """One that is no worker, or stopped already, is refused in a sentence."""
+    sources = ["import faults\nnode = faults.workers()[1]", "faults.stop_node(node)", "1 / 0", "print(faults._hurt)"]
+    sources += ["faults.stop_node(node)", "faults.stop_node(node)", "faults.stop_node(node[:-1] + '3')"]
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    client = NotebookClient(nbformat.v4.new_notebook(cells=cells), kernel_name=lessons.KERNEL["name"], timeout=120,
+                            allow_errors=True, resources={"metadata": {"path": ROOT / "notebooks"}})  # fmt: skip
+    done = client.execute().cells
+    assert done[3].outputs[0].text == "set()\n"  # whoever divided by nought has had the node back
+    # The sixth cell fails, which heals; so the end has nothing to do …
+    assert "is exited already. Run scripts/cluster heal" in done[5].outputs[0].traceback[0]
+    assert "is no worker of this cluster" in done[6].outputs[0].traceback[0]
+    until(lambda: cluster.status()[0] == "usable")
+    # … but here it has.
+    client.nb.cells = cells[:2]
+    client.execute()
+    until(lambda: cluster.status()[0] == "usable", 90)
 
 
 def test_row_29_a_lesson_goes_on_after_its_kernel_was_killed():

@@ -196,6 +196,37 @@ def _resume(states: dict[str, str], say) -> bool:
     return True
 
 
+# What a lesson says of a node that it has taken away (kubectl taint); the node must not keep it when it is back.
+OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
+
+
+def heal(say=lambda text, done=None: None) -> str:
+    """Undo what lessons do to nodes: start stopped and paused ones, take off cordons and the out-of-service taint.
+
+    Returns:
+        What was done.
+
+    Raises:
+        Failure: there is no cluster, or it does not become usable.
+    """
+    with only_one(CACHE / f"cluster-{name()}.lock", f"the cluster {name()}"):
+        states = nodes()
+        if not states:
+            raise Failure(f"There is no cluster {name()}.", "Run scripts/cluster up, which makes it.")
+        if not _resume(states, say):
+            raise Failure(f"The cluster {name()} cannot be healed.", "Run scripts/cluster up, which replaces it.")
+        healed = [f"started {node}" for node, state in states.items() if state != "running"]
+        for item in _node_objects() or []:
+            node, spec = item["metadata"]["name"], item["spec"]
+            if any(taint["key"] == OUT_OF_SERVICE for taint in spec.get("taints", [])):
+                kubectl("taint", "nodes", node, f"{OUT_OF_SERVICE}-")
+                healed.append(f"put {node} back into service")
+            if spec.get("unschedulable"):
+                kubectl("uncordon", node)
+                healed.append(f"uncordoned {node}")
+    return f"{name()}, {', '.join(healed) or 'nothing to heal'}"
+
+
 def outdated(node: str) -> bool:
     """Whether a version of the workshop made this node that had another node image, or no shared directory."""
     made_of = f'{{{{index .Config.Labels "{images.FINGERPRINT}"}}}}'
