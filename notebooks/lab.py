@@ -21,6 +21,7 @@ OWNER_LABEL = "kubernetes-and-state.owner"  # with the user's number, on everyth
 RECORDING_SECONDS = 10  # how long a recording may lag behind the cluster
 _here = Path(__file__).resolve().parent
 _namespace = None
+_ends = {}  # what waits for the end of this kernel, by the name of the cluster that it then removes
 
 
 class Problem(Exception):
@@ -74,6 +75,26 @@ def start(lesson: str) -> str:
     eventually(lambda: api.read_namespaced_config_map("kube-root-ca.crt", lesson))
     os.environ["KUBECONFIG"] = config
     return lesson
+
+
+def throw_away() -> str:
+    """Name a second cluster, which `scripts/cluster up --single` makes, and which the lesson may break.
+
+    What an earlier run has left of it is removed now, and this one's when the kernel ends, however it ends.
+    """
+    name = f"{(os.environ.get('KIND_CLUSTER_NAME') or 'state')[:27]}-{_started()[:2]}"
+    os.environ["THROW_AWAY"] = name
+    environment = os.environ | {"KIND_CLUSTER_NAME": name}
+    down = [str(_here.parent / "scripts" / "cluster"), "down", "--single"]
+    done = subprocess.run(down, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Problem(done.stderr.strip())
+    if name not in _ends:
+        # This pipe breaks with the kernel, even one that is killed. Then `cat` ends, and the cluster after it.
+        wait, quiet = ["sh", "-c", 'cat; exec "$0" "$@"', *down], subprocess.DEVNULL
+        _ends[name] = subprocess.Popen(wait, env=environment, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet,
+                                       start_new_session=True)  # fmt: skip
+    return name
 
 
 def _own_kubeconfig(cluster: str, namespace: str) -> str:

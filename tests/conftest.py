@@ -58,11 +58,14 @@ class Cluster:
         self.lessons.add(stem)
 
     def finish(self, stem: str) -> None:
-        """Heal what a lesson has hurt, and remove what it has left in the cluster."""
+        """Heal what a lesson has hurt, remove what it has left in the cluster, and the cluster that it was to break."""
         self.lessons.discard(stem)
         with in_a_sentence():
-            our_cluster.heal()
-            lessons.delete_namespaces(stem)
+            try:
+                our_cluster.heal()
+                lessons.delete_namespaces(stem)
+            finally:
+                lessons.remove_cluster(stem)
         if not self.lessons:
             self._turn.close()
 

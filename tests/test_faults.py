@@ -31,6 +31,7 @@ from nbclient import NotebookClient
 pytestmark = pytest.mark.cluster
 
 NAME = "faults"
+SINGLE = f"{NAME}-06"  # what lesson 06 would throw away
 SCRIPTS = ROOT / "scripts"
 
 
@@ -42,12 +43,17 @@ def named_faults(monkeypatch):
 
 @pytest.fixture(scope="module", autouse=True)
 def removed_at_the_end():
-    """Whatever happens, the cluster of this module goes."""
+    """Whatever happens, the clusters of this module go."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KIND_CLUSTER_NAME", NAME)
-        cluster.down()
+
+        def down():
+            for name in (SINGLE, NAME):
+                patch.setenv("KIND_CLUSTER_NAME", name)
+                cluster.down()
+
+        down()
         yield
-        cluster.down()
+        down()
 
 
 def start(*command, env=(), **options) -> subprocess.Popen:
@@ -532,6 +538,98 @@ sys.stdin.read()
         for kernel in kernels:
             kernel.kill()
         cluster.kubectl("delete", "namespace", "test-killed", "--ignore-not-found")
+
+
+# ── A cluster to be thrown away ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def single(action) -> tuple[int, str]:
+    """Run scripts/cluster for the cluster to be thrown away."""
+    return outcome("cluster", action, "--single", env={"KIND_CLUSTER_NAME": SINGLE})
+
+
+def single_node() -> str:
+    """The identity of its container; empty where there is none."""
+    return docker("ps", "-aq", "--filter", f"label=io.x-k8s.kind.cluster={SINGLE}").stdout
+
+
+def test_one_bare_node_is_made_beside_the_cluster():
+    before = containers(), cluster.kubeconfig().read_bytes()
+    status, output = single("up")
+    assert status == 0 and "created (one node)" in output, output
+    assert re.findall(r"-> (.*):\d+", docker("port", f"{SINGLE}-control-plane").stdout) == ["127.0.0.1"]
+    kubeconfig = STATE / f"{SINGLE}.kubeconfig"
+    assert stat.S_IMODE(kubeconfig.stat().st_mode) == 0o600
+    what = "nodes,namespaces,customresourcedefinitions"
+    shown = run([tools.BIN / "kubectl", "--kubeconfig", kubeconfig, "get", what, "--output=name"]).stdout
+    assert shown.split() == [
+        f"node/{SINGLE}-control-plane",
+        *(f"namespace/{name}" for name in ("default", "kube-node-lease", "kube-public", "kube-system")),
+        "namespace/local-path-storage",
+    ]
+    assert (containers(), cluster.kubeconfig().read_bytes()) == before
+
+
+def test_the_one_node_is_reused_started_again_and_replaced(monkeypatch):
+    first = single_node()
+    assert "already usable" in single("up")[1] and single_node() == first
+    docker("stop", first.strip())
+    assert single("up")[0] == 0 and single_node() == first
+    monkeypatch.setenv("KIND_CLUSTER_NAME", SINGLE)
+    assert cluster.status() == ("usable", f"The cluster {SINGLE} is usable: one node, to be thrown away.")
+    cluster.kubectl("annotate", "nodes", "--all", f"{cluster.MARK}-")
+    assert cluster.status()[0] == "half-made"
+    status, output = single("up")
+    assert status == 0 and "created" in output and single_node() != first, output
+
+
+@pytest.mark.parametrize("action", ("up", "down"))
+def test_a_cluster_with_workers_is_not_thrown_away(action):
+    before = containers()
+    status, output = outcome("cluster", action, "--single")
+    assert status == 1 and "has workers" in output and "KIND_CLUSTER_NAME=" in output
+    assert_one_sentence(output)
+    assert containers() == before
+
+
+def test_it_goes_with_the_kernel_of_its_lesson():
+    """What an earlier run left is gone when the lesson begins; a killed kernel takes its own along."""
+    code = f"""
+import os, subprocess, sys
+os.chdir({str(ROOT / "notebooks")!r}); sys.path.insert(0, ".")
+import lab
+lab.start("06-killed")
+print(lab.throw_away() == lab.throw_away() == os.environ["THROW_AWAY"], flush=True)
+sys.stdin.readline()
+make = "KIND_CLUSTER_NAME=$THROW_AWAY ../scripts/cluster up --single > /dev/null"
+print(subprocess.run(["bash", "-c", make]).returncode, flush=True)
+sys.stdin.read()
+"""
+    assert single_node()
+    kernel = subprocess.Popen(
+        [sys.executable, "-c", code], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert kernel.stdout.readline() == "True\n"
+        assert not single_node()
+        print(file=kernel.stdin, flush=True)
+        assert kernel.stdout.readline() == "0\n"
+        assert single_node()
+    finally:
+        kernel.kill()
+        cluster.kubectl("delete", "namespace", "06-killed", "--ignore-not-found")
+    until(lambda: not single_node() and not (STATE / f"{SINGLE}.kubeconfig").exists())
+
+
+def test_its_removal_leaves_a_stopped_cluster_its_network():
+    assert single("up")[0] == 0
+    docker("stop", *containers())
+    assert single("down") == (0, f"The cluster {SINGLE} is removed.\n")
+    assert docker("volume", "ls", "-q", "--filter", f"name=-{SINGLE}$").stdout == ""
+    assert not list(STATE.glob(f"{SINGLE}*"))
+    assert outcome("cluster", "up")[0] == 0
+    assert cluster.status()[0] == "usable"
+    until(lambda: read_back() == NONCE)
 
 
 # ── JupyterLab ────────────────────────────────────────────────────────────────────────────────────────────────────

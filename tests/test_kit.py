@@ -273,23 +273,31 @@ def test_a_bad_cluster_name_is_refused(monkeypatch):
 
 @pytest.mark.parametrize(("version", "there"), (("1", True), ("2", False)))
 def test_only_a_cgroup_v1_host_gets_the_cgroup_v1_setting(version, there):
-    config = yaml.safe_load(cluster.kind_config(8081, 8444, version, "/a-volume"))
+    config = yaml.safe_load(cluster.kind_config((8081, 8444), version, "/a-volume"))
     kubelet = yaml.safe_load(config["kubeadmConfigPatches"][0])
     assert ("failCgroupV1" in kubelet) == there
     assert kubelet.get("failCgroupV1", False) is False
 
 
 def test_the_cluster_publishes_on_the_loopback_address_only_and_never_8080():
-    config = yaml.safe_load(cluster.kind_config(8081, 8444, "2", "/a-volume"))
+    config = yaml.safe_load(cluster.kind_config((8081, 8444), "2", "/a-volume"))
     mappings = [mapping for node in config["nodes"] for mapping in node.get("extraPortMappings", ())]
     assert {mapping["listenAddress"] for mapping in mappings} == {"127.0.0.1"} and len(mappings) == 2
     assert config["networking"]["apiServerAddress"] == "127.0.0.1"
 
 
 def test_every_node_sees_the_same_directory():
-    config = yaml.safe_load(cluster.kind_config(8081, 8444, "2", "/a-volume"))
+    config = yaml.safe_load(cluster.kind_config((8081, 8444), "2", "/a-volume"))
     mounts = [node["extraMounts"] for node in config["nodes"]]
     assert mounts == [[{"hostPath": "/a-volume", "containerPath": cluster.SHARED}]] * 3
+
+
+def test_a_cluster_to_be_thrown_away_is_one_node_that_publishes_nothing():
+    whole = yaml.safe_load(cluster.kind_config((8081, 8444), "1", "/a-volume"))
+    single = yaml.safe_load(cluster.kind_config(None, "1", "/a-volume"))
+    (node,) = single.pop("nodes")
+    assert node == {key: value for key, value in whole.pop("nodes")[0].items() if key != "extraPortMappings"}
+    assert single == whole
 
 
 @pytest.mark.cluster

@@ -6,6 +6,7 @@ import sys
 import nbformat
 import pytest
 from kit import ROOT, lessons
+from kit import cluster as our_cluster
 from nbclient import NotebookClient
 
 # The kernel says at once that the cell is done, and for 6 s nothing to those who wait for the end of its output.
@@ -56,6 +57,14 @@ def test_a_second_replay_on_the_cluster_waits_for_the_first(cluster, replay):
     assert "1 passed" in second.communicate()[0]
 
 
+def test_a_cluster_that_a_lesson_did_not_throw_away_is_removed(cluster, replay, monkeypatch):
+    its = f"{cluster.name}-{'tiny'[:2]}"
+    make = f"%%bash\nKIND_CLUSTER_NAME={its} {ROOT}/scripts/cluster up --single > /dev/null\necho made"
+    assert "1 passed" in replay((make, "made\n")).communicate()[0]
+    monkeypatch.setenv("KIND_CLUSTER_NAME", its)
+    assert our_cluster.nodes() == {}
+
+
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", lessons.notebooks().values(), ids=lambda path: path.stem)
@@ -69,3 +78,4 @@ def test_row_30_every_cell_of_a_lesson_may_be_run_twice(cluster, path):
             client.execute()
         finally:
             lessons.delete_namespaces(path.stem)
+            lessons.remove_cluster(path.stem)

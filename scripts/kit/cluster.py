@@ -103,9 +103,9 @@ def _node_objects() -> list[dict] | None:
     return None if shown.returncode else json.loads(shown.stdout)["items"]
 
 
-def _wanted() -> str:
+def _wanted(single: bool = False) -> str:
     """The mark of a cluster that holds what this version of the workshop needs: its images, and the Gateway API."""
-    return f"{images.workshop_archive().stem} {tools.GATEWAY_API.stem}"
+    return images.workshop_archive().stem + ("" if single else f" {tools.GATEWAY_API.stem}")
 
 
 def _mark() -> str | None:
@@ -116,7 +116,7 @@ def _mark() -> str | None:
         any(each["type"] == "Ready" and each["status"] == "True" for each in item["status"]["conditions"])
         for item in items
     )
-    return marks.pop() if len(items) == 3 and len(marks) == 1 and ready else None
+    return marks.pop() if len(items) == len(nodes()) and len(marks) == 1 and ready else None
 
 
 def status() -> tuple[str, str]:
@@ -134,14 +134,19 @@ def status() -> tuple[str, str]:
             f"The cluster {name()} does not answer as it should. Run scripts/cluster up, which mends or replaces it.",
         )
     addresses = " and ".join(f"{scheme}://127.0.0.1:{port}" for scheme, port in ports().items())
-    return "usable", f"The cluster {name()} is usable: {len(states)} nodes, Ingress at {addresses}."
+    what = f"{len(states)} nodes, Ingress at {addresses}" if addresses else "one node, to be thrown away"
+    return "usable", f"The cluster {name()} is usable: {what}."
 
 
 # ── Up ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def up(say=lambda text, done=None: None) -> str:
+def up(say=lambda text, done=None: None, single: bool = False) -> str:
     """Have a usable cluster: reuse, start, mend, replace or create it.
+
+    Args:
+        say: told what is being done.
+        single: one node, without Ingress and Gateway API: a cluster to break and to throw away.
 
     Returns:
         What was done.
@@ -153,26 +158,39 @@ def up(say=lambda text, done=None: None) -> str:
     STATE.chmod(0o700)
     with only_one(CACHE / f"cluster-{name()}.lock", f"the cluster {name()}"):
         states = nodes()
+        if single:
+            _refuse_workers(states)
         old = any(map(outdated, states))
-        if states and not old and _resume(states, say):
-            if _mark() == _wanted():
+        if len(states) == (1 if single else 3) and not old and _resume(states, single, say):
+            if _mark() == _wanted(single):
                 return f"{name()}, already usable"
             say("loading images")
             _load_images(images.workshop_archive())
-            _settle(_wanted(), say)
+            _settle(single, _wanted(single), say)
             return f"{name()}, mended"
         if states:
             say("replacing a cluster that another version made" if old else "replacing a half-made cluster")
             _delete()
-        _create(_wanted(), say)
+        _create(single, say)
         where = ", ".join(f"{scheme} at 127.0.0.1:{port}" for scheme, port in ports().items())
-        return f"{name()}, created ({where})"
+        return f"{name()}, created ({where or 'one node'})"
 
 
-def _resume(states: dict[str, str], say) -> bool:
+def _refuse_workers(states: dict[str, str]) -> None:
+    """Protect a cluster that somebody learns with from being replaced, or removed, as one to be thrown away.
+
+    Raises:
+        Failure: it has workers.
+    """
+    if set(states) - {f"{name()}-control-plane"}:
+        raise Failure(
+            f"The cluster {name()} has workers: it is none to be thrown away.",
+            f"Give the single node a name of its own, such as KIND_CLUSTER_NAME={name()}-single.",
+        )
+
+
+def _resume(states: dict[str, str], single: bool, say) -> bool:
     """Start the containers of an existing cluster; whether it is one that was once complete."""
-    if len(states) != 3:
-        return False
     began = datetime.datetime.now(datetime.UTC)
     for node, state in states.items():
         if state != "running":
@@ -185,14 +203,14 @@ def _resume(states: dict[str, str], say) -> bool:
     # The mark is kept in the API server: give it time to come up, watching the containers' own word for it.
     _write_kubeconfig(wait=True)
     items = until(_node_objects, 60) or []
-    if len(items) != 3 or not all(MARK in item["metadata"]["annotations"] for item in items):
+    if len(items) != len(states) or not all(MARK in item["metadata"]["annotations"] for item in items):
         return False
     # A node that was stopped still counts as Ready for a while: believe only what it has said since.
     say("waiting for word from every node")
     started = {node for node, state in states.items() if state != "running"}
     if not until(lambda: started <= _heard_since(began), READY_SECONDS):
         return False
-    _settle(items[0]["metadata"]["annotations"][MARK], say)
+    _settle(single, items[0]["metadata"]["annotations"][MARK], say)
     return True
 
 
@@ -213,7 +231,7 @@ def heal(say=lambda text, done=None: None) -> str:
         states = nodes()
         if not states:
             raise Failure(f"There is no cluster {name()}.", "Run scripts/cluster up, which makes it.")
-        if not _resume(states, say):
+        if not _resume(states, len(states) == 1, say):
             raise Failure(f"The cluster {name()} cannot be healed.", "Run scripts/cluster up, which replaces it.")
         healed = [f"started {node}" for node, state in states.items() if state != "running"]
         for item in _node_objects() or []:
@@ -280,7 +298,7 @@ def _write_private(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _create(mark: str, say) -> None:
+def _create(single: bool, say) -> None:
     """Create the cluster and make it usable; on any failure, or Ctrl-C, remove what there is of it."""
     if images.label(images.own_node(), LABEL) != OWNER:
         raise Failure(
@@ -290,25 +308,33 @@ def _create(mark: str, say) -> None:
     _gateway_api()  # rather now than when there is a cluster to be removed again
     _make_network()
     try:
-        for attempt in range(3):
-            chosen = choose_ports(attempt)
-            say(f"kind create cluster (Ingress ports {chosen[0]} and {chosen[1]})")
-            try:
-                _kind_create(chosen)
-                break
-            except Failure as failure:
-                # Somebody took the port between our look and kind's use of it: look again.
-                if "port is already allocated" not in failure.cause and "address already in use" not in failure.cause:
-                    raise
-                if attempt == 2 or "WORKSHOP_HTTP_PORT" in os.environ or "WORKSHOP_HTTPS_PORT" in os.environ:
-                    raise
-                _delete(keep_network=True)
+        if single:
+            say("kind create cluster (one node)")
+            _kind_create(None)
+        else:
+            _create_with_ports(say)
         _verify_patches()
-        _settle(mark, say)
+        _settle(single, _wanted(single), say)
     except BaseException:
         resume_programs()
         _delete()
         raise
+
+
+def _create_with_ports(say) -> None:
+    """Run `kind create cluster` with a free pair of Ingress ports."""
+    for attempt in range(3):
+        chosen = choose_ports(attempt)
+        say(f"kind create cluster (Ingress ports {chosen[0]} and {chosen[1]})")
+        try:
+            return _kind_create(chosen)
+        except Failure as failure:
+            # Somebody took the port between our look and kind's use of it: look again.
+            if "port is already allocated" not in failure.cause and "address already in use" not in failure.cause:
+                raise
+            if attempt == 2 or "WORKSHOP_HTTP_PORT" in os.environ or "WORKSHOP_HTTPS_PORT" in os.environ:
+                raise
+            _delete(keep_network=True)
 
 
 def _make_network() -> None:
@@ -337,9 +363,9 @@ def _make_volume() -> str:
     return docker("volume", "inspect", "--format", "{{.Mountpoint}}", _volume()).stdout.strip()
 
 
-def _kind_create(chosen: tuple[int, int], *options: str) -> None:
-    """Run `kind create cluster` with scripts/kind.yaml, filled in for this host."""
-    filled = kind_config(*chosen, engine.cgroup_version(), _make_volume())
+def _kind_create(chosen: tuple[int, int] | None, *options: str) -> None:
+    """Run `kind create cluster` with scripts/kind.yaml, filled in for this host; one node if no ports are chosen."""
+    filled = kind_config(chosen, engine.cgroup_version(), _make_volume())
     lock = kubeconfig().with_name(kubeconfig().name + ".lock")
     if lock.exists():  # kind's own, from a run that was killed; we hold the lock that counts
         lock.unlink()
@@ -366,18 +392,23 @@ def bare() -> None:
     _kind_create(choose_ports(), "--wait=120s")
 
 
-def kind_config(http: int, https: int, cgroup_version: str, shared: str) -> str:
+def kind_config(chosen: tuple[int, int] | None, cgroup_version: str, shared: str) -> str:
     """scripts/kind.yaml with its names filled in.
 
     Args:
-        http: the host's port for the Ingress.
-        https: the same, with TLS.
+        chosen: the host's ports for the Ingress, without and with TLS; None for a single node, which publishes none.
         cgroup_version: of the engine's host: "1" needs a setting of its own.
         shared: the directory of that host which all nodes share.
     """
+    import yaml  # here, because the doctor runs where it is not installed
+
+    http, https = chosen or (0, 0)
     template = string.Template((ROOT / "scripts/kind.yaml").read_text())
     cgroup = "failCgroupV1: false" if cgroup_version == "1" else ""
-    return template.substitute(http=http, https=https, cgroup=cgroup, shared=shared)
+    config = yaml.safe_load(template.substitute(http=http, https=https, cgroup=cgroup, shared=shared))
+    if not chosen:
+        del config["nodes"][1:], config["nodes"][0]["extraPortMappings"]
+    return yaml.safe_dump(config)
 
 
 def _load_into(node: str, archive: Path) -> None:
@@ -444,12 +475,23 @@ def _verify_patches() -> None:
         )
 
 
-def _settle(mark: str, say) -> None:
-    """Wait until nodes, DNS, storage and Ingress work, then mark the cluster usable.
+def _settle(single: bool, mark: str, say) -> None:
+    """Wait until nodes, DNS, storage and, unless it is a single node, Ingress work; then mark the cluster usable.
 
     Raises:
         Failure: something is not ready in time; its events say why.
     """
+    if not single:
+        _add_ingress(say)
+    say("waiting until everything is ready")
+    wait_for("nodes", "--all", condition="Ready")
+    for namespace in ("kube-system", "local-path-storage", *([] if single else ["ingress"])):
+        wait_for("deployments", "--all", "--namespace", namespace, condition="Available")
+    kubectl("annotate", "nodes", "--all", "--overwrite", f"{MARK}={mark}")
+
+
+def _add_ingress(say) -> None:
+    """Have the kinds of the Gateway API, and Traefik."""
     # While the nodes are still getting ready, and before Traefik, which asks for these kinds when it starts.
     say("adding the Gateway API")
     kubectl("apply", "--server-side", "--force-conflicts", "--filename", _gateway_api())
@@ -457,11 +499,6 @@ def _settle(mark: str, say) -> None:
     kubectl("wait", f"customresourcedefinition/{first}", "--for=condition=Established", "--timeout=60s")
     say("starting Traefik")
     kubectl("apply", "--server-side", "--force-conflicts", "--filename", ROOT / "images/traefik/traefik.yaml")
-    say("waiting for nodes, DNS, storage and Ingress")
-    wait_for("nodes", "--all", condition="Ready")
-    for namespace in ("kube-system", "local-path-storage", "ingress"):
-        wait_for("deployments", "--all", "--namespace", namespace, condition="Available")
-    kubectl("annotate", "nodes", "--all", "--overwrite", f"{MARK}={mark}")
 
 
 def _gateway_api() -> Path:
@@ -560,17 +597,22 @@ def port_owner(port: int) -> str:
 # ── Down ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def down() -> str:
+def down(single: bool = False) -> str:
     """Remove our cluster, its volumes, its kubeconfig, and our network if nothing else uses it.
+
+    Args:
+        single: only if it is one to be thrown away.
 
     Returns:
         What was done; there being nothing to remove is a success.
 
     Raises:
-        Failure: the cluster of this name is not ours.
+        Failure: the cluster of this name is not ours, or not to be thrown away.
     """
     with only_one(CACHE / f"cluster-{name()}.lock", f"the cluster {name()}"):
-        found = bool(nodes())
+        found = nodes()
+        if single:
+            _refuse_workers(found)
         _delete()
     return f"The cluster {name()} is removed." if found else f"There is no cluster {name()}."
 
@@ -606,5 +648,7 @@ def _delete(keep_network: bool = False) -> None:
         and docker(
             "network", "ls", "--quiet", "--filter", f"name=^{NETWORK}$", "--filter", f"label={LABEL}={OWNER}"
         ).stdout
+        # The engine would remove it under a cluster of ours that is stopped, and that could not start again.
+        and not docker("ps", "--all", "--quiet", "--filter", f"network={NETWORK}").stdout
     ):
-        docker("network", "rm", NETWORK, check=False)  # refused while another cluster of ours is in it
+        docker("network", "rm", NETWORK, check=False)  # refused if another cluster has joined it just now

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 from kit import CACHE, LABEL, OWNER, ROOT, cluster
-from kit.console import Failure, only_one
+from kit.console import Failure, only_one, run
 
 NOTEBOOKS = ROOT / "notebooks"
 CELL_SECONDS = 180
@@ -40,6 +40,12 @@ def delete_namespaces(stem: str) -> list[str]:
         cluster.kubectl("delete", "namespace", *left, "--timeout=60s",
                         remedy=f"See what holds it: kubectl get namespace {left[0]} --output=yaml")  # fmt: skip
     return left
+
+
+def remove_cluster(stem: str) -> None:
+    """Remove the cluster that a lesson was to throw away (lab.throw_away), if it has left one."""
+    its = {"KIND_CLUSTER_NAME": f"{cluster.name()[:27]}-{stem[:2]}"}
+    run([ROOT / "scripts/cluster", "down", "--single"], env=os.environ | its)
 
 
 def refresh(path: Path, say=lambda text: None) -> str:
