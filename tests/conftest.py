@@ -26,7 +26,7 @@ class Cluster:
 
     def __init__(self):
         self.name, self.kubeconfig, self.context = our_cluster.name(), our_cluster.kubeconfig(), our_cluster.context()
-        self.lessons: set[str] = set()
+        self.lessons: dict[str, set[str]] = {}  # those under way, and what was there before them
         self.made_here = False
         self._turn = ExitStack()
         self._asked, self._problem = False, "The cluster did not come up in time. Run scripts/cluster up."
@@ -55,19 +55,26 @@ class Cluster:
         """Remember a lesson that will leave something in the cluster; wait while another session replays one."""
         if not self.lessons:
             self._turn.enter_context(lessons.turn())
-        self.lessons.add(stem)
+        if stem not in self.lessons:
+            self.lessons[stem] = lessons.inventory()
 
-    def finish(self, stem: str) -> None:
-        """Heal what a lesson has hurt, remove what it has left in the cluster, and the cluster that it was to break."""
-        self.lessons.discard(stem)
+    def finish(self, stem: str) -> set[str]:
+        """Heal what a lesson has hurt, remove what it has left in the cluster, and the cluster that it was to break.
+
+        Returns:
+            What it has left that was not there before.
+        """
+        before = self.lessons.pop(stem)
         with in_a_sentence():
             try:
                 our_cluster.heal()
+                left = lessons.inventory() - before
                 lessons.delete_namespaces(stem)
             finally:
                 lessons.remove_cluster(stem)
         if not self.lessons:
             self._turn.close()
+        return left
 
     def close(self, keep: bool) -> None:
         """Remove what interrupted lessons have left, and the cluster if this session made it."""
@@ -189,11 +196,13 @@ def pytest_exception_interact(node):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item, nextitem):
-    """After a notebook's last cell, when its kernel has stopped, remove what it has left in the cluster."""
+    """After a notebook's last cell, when its kernel has stopped, remove what it has left, and complain if it has."""
     try:
         return (yield)
     finally:
         session_cluster = item.config.stash[CLUSTER]
         last = nextitem is None or nextitem.parent is not item.parent
         if isinstance(item, IPyNbCell) and last and item.path.stem in session_cluster.lessons:
-            session_cluster.finish(item.path.stem)
+            left = session_cluster.finish(item.path.stem)
+            if left and FAILED not in item.parent.stash:
+                pytest.fail(f"The lesson left behind: {', '.join(sorted(left))}", pytrace=False)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from kit import CACHE, LABEL, OWNER, ROOT, cluster
 from kit.console import Failure, only_one, run
+from kit.images import docker
 
 NOTEBOOKS = ROOT / "notebooks"
 CELL_SECONDS = 180
+VOLUMES = ("/var/local-path-provisioner", cluster.SHARED)  # where nodes keep the bytes of volumes
 
 # As JupyterLab writes it; a notebook that a learner opens and saves then differs in what the learner changed.
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -40,6 +42,24 @@ def delete_namespaces(stem: str) -> list[str]:
         cluster.kubectl("delete", "namespace", *left, "--timeout=60s",
                         remedy=f"See what holds it: kubectl get namespace {left[0]} --output=yaml")  # fmt: skip
     return left
+
+
+def inventory() -> set[str]:
+    """Everything that a lesson could leave behind.
+
+    Returns:
+        Objects that are in no namespace ("storageclass.storage.k8s.io/08-grow"), namespaces among them; the directories
+        of volumes on the nodes ("state-worker:/shared/photos"); and what the engine has with our label.
+    """
+    kinds = cluster.kubectl("api-resources", "--namespaced=false", "--verbs=list,delete", "--output=name").stdout
+    found = cluster.kubectl("get", ",".join(kinds.split()), "--output=name").stdout.split()
+    for node in cluster.nodes():
+        places = docker("exec", node, "find", *VOLUMES, "-mindepth", "1", "-maxdepth", "1", check=False).stdout
+        found += [f"{node}:{place}" for place in places.split()]
+    ours = ("--filter", f"label={LABEL}={OWNER}", "--format")
+    found += docker("ps", "--all", *ours, "container/{{.Names}}").stdout.split()
+    found += docker("volume", "ls", *ours, "volume/{{.Name}}").stdout.split()
+    return set(found)
 
 
 def remove_cluster(stem: str) -> None:
