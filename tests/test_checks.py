@@ -205,3 +205,49 @@ def test_02_a_route_with_its_port_and_its_secret(exercise, capsys):
     other_port = '[{"op": "replace", "path": "/spec/ports/0/port", "value": 8080}]'
     bash(f"kubectl patch service votes --type=json --patch='{other_port}'")
     assert after() == "✓✓✓✗"
+
+
+def test_05_one_image_two_environments(exercise, capsys):
+    lesson = exercise("05", "configuration")
+    lesson.run(lesson.containing("/exercise/test/kustomization.yaml\nkubectl"))
+    lesson.run(lesson.containing("TemporaryDirectory"))
+    lesson.run(lesson.tagged("stub"))
+    lesson.run(lesson.tagged("check"))
+    assert marks(capsys) == "✗✓✓✗"
+    lesson.run(lesson.tagged("solution"))
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✓✓✓"
+
+    # An image for each environment, on what is right in everything else.
+    bash("kubectl set image deployment/test-votes votes=workshop/votes:test")
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✗✓✓"
+
+    def after(env):
+        """What the check thinks when each environment's Deployment gets its words so; bash fills in the names."""
+        for name, words in ("test", "ham,eggs"), ("prod", "tea,coffee"):
+            change = f"kubectl patch deployment {name}-votes --patch '{env.format(name=name, words=words)}'"
+            overlay = f"../manifests/05-configuration-lives-outside/exercise/{name}"
+            status = f"kubectl rollout status deployment/{name}-votes --timeout=60s"
+            bash(f"kubectl apply --kustomize={overlay} && {change} && {status}")
+        lesson.run("check_exercise()")
+        return marks(capsys)
+
+    # The values in the Deployments; one ConfigMap for both, with a key for each.
+    container = "spec: {{template: {{spec: {{containers: [{{name: votes, %s}}]}}}}}}"
+    assert after(container % 'env: [{{name: VOTES_CHOICES, value: "{words}"}}]') == "✓✓✗✗"
+    bash("kubectl create configmap both --from-literal=test=ham,eggs --from-literal=prod=tea,coffee")
+    source = "configMapKeyRef: {{name: both, key: {name}}}"
+    one = "env: [{{name: VOTES_CHOICES, value: null, valueFrom: {{%s}}}}]" % source
+    assert after(container % one) == "✓✓✓✗"
+
+    # Two ConfigMaps that are right, and Pods that have not been started since.
+    bash("kubectl create configmap test-map --from-literal=VOTES_CHOICES=spam")
+    bash("kubectl create configmap prod-map --from-literal=VOTES_CHOICES=spam")
+    own = "env: null, envFrom: [{{configMapRef: {{name: {name}-map}}}}]"
+    assert after(container % own) == "✗✓✓✗"
+    for name, words in ("test", "ham,eggs"), ("prod", "tea,coffee"):
+        bash(f"kubectl create configmap {name}-map --from-literal=VOTES_CHOICES={words} --dry-run=client --output=yaml"
+             " | kubectl replace --filename=-")  # fmt: skip
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✗✓✓✓"
