@@ -223,29 +223,27 @@ def test_05_one_image_two_environments(exercise, capsys):
     lesson.run("check_exercise()")
     assert marks(capsys) == "✓✗✓✓"
 
-    def after(env):
-        """What the check thinks when each environment's Deployment gets its words so; bash fills in the names."""
+    def after(told):
+        """What the check thinks when each environment's container is told its words in this way."""
         for name, words in ("test", "ham,eggs"), ("prod", "tea,coffee"):
-            change = f"kubectl patch deployment {name}-votes --patch '{env.format(name=name, words=words)}'"
-            overlay = f"../manifests/05-configuration-lives-outside/exercise/{name}"
-            status = f"kubectl rollout status deployment/{name}-votes --timeout=60s"
-            bash(f"kubectl apply --kustomize={overlay} && {change} && {status}")
+            bash(f"kubectl apply --kustomize=../manifests/05-configuration-lives-outside/exercise/{name}")
+            container = "{name: votes, " + told.replace("NAME", name).replace("WORDS", words) + "}"
+            patch = "{spec: {template: {spec: {containers: [" + container + "]}}}}"
+            bash(f"kubectl patch deployment {name}-votes --patch '{patch}'")
+            bash(f"kubectl rollout status deployment/{name}-votes --timeout=60s")
         lesson.run("check_exercise()")
         return marks(capsys)
 
     # The values in the Deployments; one ConfigMap for both, with a key for each.
-    container = "spec: {{template: {{spec: {{containers: [{{name: votes, %s}}]}}}}}}"
-    assert after(container % 'env: [{{name: VOTES_CHOICES, value: "{words}"}}]') == "✓✓✗✗"
+    assert after('env: [{name: VOTES_CHOICES, value: "WORDS"}]') == "✓✓✗✗"
     bash("kubectl create configmap both --from-literal=test=ham,eggs --from-literal=prod=tea,coffee")
-    source = "configMapKeyRef: {{name: both, key: {name}}}"
-    one = "env: [{{name: VOTES_CHOICES, value: null, valueFrom: {{%s}}}}]" % source
-    assert after(container % one) == "✓✓✓✗"
+    one = "{configMapKeyRef: {name: both, key: NAME}}"
+    assert after("env: [{name: VOTES_CHOICES, value: null, valueFrom: " + one + "}]") == "✓✓✓✗"
 
     # Two ConfigMaps that are right, and Pods that have not been started since.
     bash("kubectl create configmap test-map --from-literal=VOTES_CHOICES=spam")
     bash("kubectl create configmap prod-map --from-literal=VOTES_CHOICES=spam")
-    own = "env: null, envFrom: [{{configMapRef: {{name: {name}-map}}}}]"
-    assert after(container % own) == "✗✓✓✗"
+    assert after("env: null, envFrom: [{configMapRef: {name: NAME-map}}]") == "✗✓✓✗"
     for name, words in ("test", "ham,eggs"), ("prod", "tea,coffee"):
         bash(f"kubectl create configmap {name}-map --from-literal=VOTES_CHOICES={words} --dry-run=client --output=yaml"
              " | kubectl replace --filename=-")  # fmt: skip
