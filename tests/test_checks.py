@@ -228,7 +228,7 @@ def test_05_one_image_two_environments(exercise, capsys):
         for name, words in ("test", "ham,eggs"), ("prod", "tea,coffee"):
             bash(f"kubectl apply --kustomize=../manifests/05-configuration-lives-outside/exercise/{name}")
             container = "{name: votes, " + told.replace("NAME", name).replace("WORDS", words) + "}"
-            patch = "{spec: {template: {spec: {containers: [" + container + "]}}}}"
+            patch = "spec: {template: {spec: {containers: [" + container + "]}}}"
             bash(f"kubectl patch deployment {name}-votes --patch '{patch}'")
             bash(f"kubectl rollout status deployment/{name}-votes --timeout=60s")
         lesson.run("check_exercise()")
