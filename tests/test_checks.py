@@ -156,6 +156,58 @@ def test_04_what_is_left_of_an_application(exercise, capsys, cluster):
         cluster.kubectl("delete", definition)
 
 
+def test_06_an_intern_who_runs_pods_and_reads_no_secret(exercise, capsys):
+    lesson = exercise("06", "services", "database", "votes-bert", "intern")
+    bash("""
+        for user in anna bert; do kubectl create secret generic $user --from-literal=password=demo-4; done
+        kubectl rollout status deployment/database --timeout=120s
+        mariadb="kubectl exec deployment/database -- mariadb"
+        $mariadb --execute="CREATE USER bert IDENTIFIED BY 'demo-4'; GRANT ALL ON votes.* TO bert"
+        kubectl create namespace "$NAMESPACE-intern"
+        kubectl label namespace "$NAMESPACE-intern" kubernetes-and-state.owner=$UID
+        kubectl rollout status deployment/votes --timeout=60s
+    """)
+    lesson.run(lesson.containing("def may("))
+    lesson.run(lesson.tagged("stub"))
+    capsys.readouterr()
+    lesson.run(lesson.tagged("check"))
+    assert marks(capsys) == "✓✓✗"
+
+    # The wrong shortcuts: all is forbidden, or only the obvious; the intern's Pods come by way of a Deployment.
+    bash("kubectl delete rolebinding intern")
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✗✓"
+    bash("kubectl create role workloads --verb=create,get --resource=deployments,pods/log")
+    bash('kubectl create rolebinding workloads --role=workloads --serviceaccount="$NAMESPACE:intern"')
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✗✗"
+    bash("kubectl delete rolebinding workloads")
+
+    lesson.run(lesson.tagged("solution"))
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✓✓"
+
+    # On what is right in everything else: one more right, or the password carried to the other side, in either kind.
+    for right in ("--verb=create --resource=pods/exec", "--verb=get --resource=secrets --resource-name=bert"):
+        bash(f'kubectl create role more {right} && '
+             'kubectl create rolebinding more --role=more --serviceaccount="$NAMESPACE:intern"')  # fmt: skip
+        lesson.run("check_exercise()")
+        assert marks(capsys) == "✓✓✗"
+        bash("kubectl delete role,rolebinding more")
+    for kind in ("secret generic", "configmap"):
+        bash(f'kubectl create {kind} copy --namespace="$NAMESPACE-intern" --from-literal=for-you=demo-4')
+        lesson.run("check_exercise()")
+        assert marks(capsys) == "✓✓✗"
+        bash('kubectl delete secret,configmap copy --namespace="$NAMESPACE-intern" --ignore-not-found')
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✓✓"
+
+    # The intern can't read what is not there, and nor can the application.
+    bash("kubectl delete secret bert")
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✗✓✓"
+
+
 def test_00_the_name_of_the_default_class(exercise, capsys):
     lesson = exercise("00", "claim")
     lesson.run(lesson.tagged("stub"))

@@ -3,6 +3,7 @@
 Whether the stored outputs are what a cluster says, nbval finds out by running the notebooks.
 """
 
+import base64
 import copy
 import json
 import os
@@ -16,7 +17,8 @@ from statistics import median
 
 import nbformat
 import pytest
-from kit import LABEL, OWNER, ROOT, lessons
+import trustme
+from kit import LABEL, OWNER, ROOT, STATE, lessons
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from nbval.plugin import comment_markers, get_sanitize_patterns, metadata_tags
 
@@ -238,12 +240,20 @@ def clean_up(lesson):
     return complaints
 
 
-UNWANTED = {
-    r"/(?:home|root|work|Users|tmp)\b/?[\w.-]*": "is a path of somebody's machine",
+SECRETS = {
     r"PRIVATE KEY": "is a private key",
-    r"client-key-data": "is a credential",
-    r"\beyJ[\w-]{10,}": "is a token",
+    r"BEGIN CERTIFICATE": "is a certificate",
+    r"LS0tLS1CRUdJT\w*": "is a key or a certificate in base64",
+    r"client-(?:key|certificate)-data": "is a credential",
+    r"\beyJ[\w-]{8,}\.[\w-]{8,}": "is a token",
     r"[Bb]earer [\w.-]{10,}": "is a token",
+    r"\btoken=[\w-]{10,}": "is a token",
+}
+UNWANTED = SECRETS | {
+    r"/(?:home|root|work|Users|tmp)\b/?[\w.-]*": "is a path of somebody's machine",
+    r"\beyJ[\w-]{10,}": "is a token",
+    r"(?<![\w+/])[A-Za-z0-9+/]{43}=(?![\w=])": "is a key in base64",
+    r"(?<![\w+/])[A-Za-z0-9+/]{80,}": "is nothing for people: a key, a certificate, or something sealed",
     r"\b(?:docker|ghcr|gcr|quay|registry\.k8s)\.io\b|\b(?:pypi|pythonhosted|golang)\.org\b": "is a registry",
     r"(?<!xmlns=\\\")https?://(?:[\w-]+\.)+(?!example\b|local\b|svc\b|test\b)[a-z]{2,}\b": "is a host of the internet",
     r"\(no change\)": "is said by chance, as a status written meanwhile is a change, too: use --output=name",
@@ -347,6 +357,31 @@ def test_a_manifest_can_be_replayed(path):
 def test_every_claim_of_the_webinar_is_answered():
     answered = set().union(*(claims(read(path)) for path in NOTEBOOKS.values()))
     assert len(NOTEBOOKS) < LESSONS or answered == CLAIMS, f"No lesson answers {sorted(CLAIMS - answered)}."
+
+
+def secrets_in(text: str) -> list[str]:
+    """What in a text nobody else may see, without showing it whole."""
+    found = [(reason, re.search(pattern, text)) for pattern, reason in SECRETS.items()]
+    return [f"{match[0][:12]}… at {match.start()} {reason}" for reason, match in found if match]
+
+
+def test_row_48_notebooks_slides_and_logs_hold_no_secret():
+    places = {ROOT / "slides": "*.md", STATE: "**/*.log", STATE / "slides": "*.html"}
+    paths = [*NOTEBOOKS.values(), *(path for place, names in places.items() for path in place.glob(names))]
+    found = {str(path.relative_to(ROOT)): secrets_in(path.read_text(errors="replace")) for path in paths}
+    assert {path: secrets for path, secrets in found.items() if secrets} == {}
+
+
+def test_row_48_the_scan_finds_what_there_is():
+    made = trustme.CA().issue_cert("workshop.example")
+    pems = [made.private_key_pem.bytes(), made.cert_chain_pems[0].bytes()]
+    for secret in [*pems, *map(base64.b64encode, pems)]:
+        assert secrets_in(f"a log with {secret.decode()} in it")
+    parts = (base64.urlsafe_b64encode(os.urandom(24)).decode() for _ in range(2))
+    assert secrets_in(f"the token eyJ{'.'.join(parts)} was used")
+    for path in STATE.glob("*.kubeconfig"):
+        assert secrets_in(path.read_text())
+    assert secrets_in("a demo password, demo-1, and ZGVtby0x") == []
 
 
 def test_nearly_everything_that_is_printed_is_compared():
@@ -462,6 +497,11 @@ BROKEN = [
     (private, prints("/home/ada/kit\n"), "'/home/ada', which is a path"),
     (private, prints("-----BEGIN RSA PRIVATE KEY-----\n"), "is a private key"),
     (private, prints("client-key-data: LS0t\n"), "is a credential"),
+    (private, prints("-----BEGIN CERTIFICATE-----\n"), "is a certificate"),
+    (private, prints("tls.crt: LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0t\n"), "in base64"),
+    (private, prints(f"secret: {'aB3+' * 10}xyz=\n"), "is a key in base64"),
+    (private, prints(f"code: Ag{'aB3+' * 100}\n"), "is nothing for people"),
+    (private, prints("http://127.0.0.1:8888/lab?token=0123456789abcdef\n"), "is a token"),
     (private, prints("eyJhbGciOiJSUzI1NiIsImtpZCI6\n"), "is a token"),
     (private, prints("Authorization: Bearer 31ada4fd-adec\n"), "is a token"),
     (private, prints("pulling docker.io/library/debian\n"), "is a registry"),
