@@ -301,3 +301,47 @@ def test_05_one_image_two_environments(exercise, capsys):
              " | kubectl replace --filename=-")  # fmt: skip
     lesson.run("check_exercise()")
     assert marks(capsys) == "✗✓✓✓"
+def test_07_uploads_on_two_nodes(exercise, capsys, cluster):
+    lesson = exercise("07", "services", "visitor")
+    bash("kubectl wait --for=condition=Ready --timeout=90s pod/visitor")
+    bash("kubectl delete persistentvolume 07-uploads --ignore-not-found")
+    try:
+        lesson.run(lesson.containing("mkdir"))
+        lesson.run(lesson.tagged("begin"))
+        lesson.run(lesson.tagged("stub"))
+        lesson.run(lesson.tagged("check"))
+        assert marks(capsys) == "✓✗✗✗"
+
+        def after(volume, spec="", wait="kubectl rollout status deployment/uploads --timeout=90s"):
+            """What the check thinks when the uploads lie in this volume."""
+            bash("kubectl replace --filename=../manifests/07-volumes-outlive-containers/exercise.yaml")
+            volumes = f'[{{"name": "uploads", "emptyDir": null, {volume}}}]'
+            patch = f'{{"spec": {{"template": {{"spec": {{"volumes": {volumes}{spec}}}}}}}}}'
+            bash(f"kubectl patch deployment uploads --patch='{patch}' && {wait}")
+            lesson.run("check_exercise()")
+            return marks(capsys)
+
+        # Sticky sessions: each visitor finds what he uploaded, until another one asks.
+        bash('kubectl patch service uploads --patch \'{"spec": {"sessionAffinity": "ClientIP"}}\'')
+        lesson.run("check_exercise()")
+        assert marks(capsys) == "✓✗✗✗"
+        # A claim of the default class; then both servers forced to where it is.
+        bash("kubectl apply --filename=../manifests/07-volumes-outlive-containers/claims.yaml")
+        once = '"persistentVolumeClaim": {"claimName": "once"}'
+        one = "kubectl wait --for=condition=Available=False --timeout=90s deployment/uploads"
+        assert after(once, wait=one) == "✗✗✗✗"
+        assert after(once, ', "topologySpreadConstraints": null') == "✗✓✓✗"
+        # The shared directory without a claim, where Pods may take what they like.
+        bash("kubectl label --overwrite namespace $NAMESPACE pod-security.kubernetes.io/enforce=privileged")
+        assert after('"hostPath": {"path": "/shared/07-uploads"}') == "✓✓✓✗"
+
+        bash("kubectl replace --filename=../manifests/07-volumes-outlive-containers/exercise.yaml")
+        lesson.run(lesson.tagged("solution"))
+        lesson.run("check_exercise()")
+        assert marks(capsys) == "✓✓✓✓"
+        bash(PATCH.replace("votes", "uploads") % '{"spec": {"replicas": 1}}')
+        lesson.run("check_exercise()")
+        assert marks(capsys) == "✗✗✗✓"
+    finally:
+        bash("kubectl delete deployment,persistentvolumeclaim --all && kubectl delete persistentvolume 07-uploads")
+        bash(f"docker exec {cluster.name}-worker sh -c 'rm -rf /shared/07-*'")
