@@ -345,3 +345,62 @@ def test_07_uploads_on_two_nodes(exercise, capsys, cluster):
     finally:
         bash("kubectl delete deployment,persistentvolumeclaim --all && kubectl delete persistentvolume 07-uploads")
         bash(f"docker exec {cluster.name}-worker sh -c 'rm -rf /shared/07-*'")
+def test_08_the_line_of_a_deleted_claim(exercise, capsys, cluster):
+    lesson = exercise("08", "class")
+    bash(f"kubectl label storageclass 08-keep {LABEL}={OWNER}")
+    lesson.run(lesson.containing("def let_go("))
+    manifests = "../manifests/08-claims-outlive-pods"
+
+    def again():
+        """Give the Deployment a new, empty claim; those before it were let go of properly."""
+        bash(f"""
+            kubectl delete deployment,persistentvolumeclaim kept --ignore-not-found
+            kubectl wait --for=delete pod --selector=app=kept
+            kubectl apply --filename={manifests}/kept-claim.yaml --filename={manifests}/kept.yaml
+            kubectl rollout status deployment/kept""")
+
+    def check():
+        lesson.run("check_exercise()")
+        return marks(capsys)
+
+    try:
+        again()
+        lesson.run(lesson.containing("def live("))
+        lesson.run("rows = {'kept': rows['kept']}")
+        bash('kubectl exec deployment/kept -- sh -c "echo $LINE > /data/line"')
+        lesson.run(lesson.containing("first = volume_of("))
+        again()
+        lesson.run(lesson.tagged("begin"))
+        lesson.run(lesson.tagged("stub"))
+        capsys.readouterr()
+        lesson.run(lesson.tagged("check"))  # on the new, empty claim, which is a wrong shortcut itself
+        assert marks(capsys) == "✗✗✓"
+        lesson.run(lesson.tagged("solution"))
+        assert check() == "✓✓✓"
+
+        # The finalizer is taken out by hand; all else is done as it should be.
+        volume = lesson.names["first"].metadata.name
+        bash(f"""
+            kubectl delete persistentvolumeclaim kept --wait=false
+            kubectl patch persistentvolumeclaim kept --patch '{{"metadata": {{"finalizers": null}}}}'
+            kubectl wait --for=jsonpath='{{.status.phase}}'=Released persistentvolume/{volume}
+            kubectl patch persistentvolume {volume} --patch '{{"spec": {{"claimRef": {{"uid": null}}}}}}'
+            kubectl apply --filename={manifests}/kept-claim.yaml
+            kubectl delete pod --selector=app=kept
+            kubectl rollout status deployment/kept""")
+        lesson.run("lab.eventually(lambda: live('kept'))")
+        assert check() == "✓✓✗"
+
+        # The first volume is made to name the new claim, which has another; then the line is copied by hand.
+        again()
+        lesson.run(lesson.tagged("begin"))
+        lesson.run("uid = claims(live('kept'))[0].metadata.uid")
+        change = f'{{"spec": {{"claimRef": {{"uid": "{lesson.names["uid"]}"}}}}}}'
+        bash(f"kubectl patch persistentvolume {volume} --patch '{change}'")
+        assert check() == "✗✗✓"
+        bash('kubectl exec deployment/kept -- sh -c "echo $LINE > /data/line"')
+        assert check() == "✓✗✓"
+    finally:
+        bash("kubectl delete deployment,persistentvolumeclaim --all")
+        lesson.run("let_go()")
+        bash("kubectl delete storageclass 08-keep")
