@@ -404,3 +404,42 @@ def test_08_the_line_of_a_deleted_claim(exercise, capsys, cluster):
         bash("kubectl delete deployment,persistentvolumeclaim --all")
         lesson.run("let_go()")
         bash("kubectl delete storageclass 08-keep")
+def test_09_a_rollout_that_ends(exercise, capsys):
+    lesson = exercise("09", "exercise-claim", "archive")
+    bash("kubectl rollout status deployment/archive --timeout=120s")
+    for text in ("('scarf'", "begun = archived()"):
+        lesson.run(lesson.containing(text))
+    lesson.run(lesson.tagged("stub"))
+    capsys.readouterr()
+    lesson.run(lesson.tagged("check"))
+    assert marks(capsys) == "✓✗✓"
+
+    def after(patch):
+        """What the check thinks of the Deployment with a change."""
+        bash(f"kubectl patch deployment archive --patch '{patch}'")
+        lesson.run("check_exercise()")
+        return marks(capsys)
+
+    # Help that lasts for one rollout; a rollout that says in so many words what it did before; one that is not begun.
+    bash("kubectl delete pod --selector=app=archive && kubectl rollout status deployment/archive --timeout=60s")
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✗✓"
+    assert after('{"spec": {"strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}}}') == "✓✗✓"
+    assert after('{"spec": {"paused": true}}') == "✓✗✓"
+
+    lesson.run(lesson.tagged("solution"))
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✓✓"
+    # The old Pod first, without a wait until it is gone: the claim has the new one wait.
+    in_turn = '{"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}'
+    assert after(f'{{"spec": {{"strategy": {in_turn}}}}}') == "✓✓✓"
+
+    # The wrong shortcuts, tried on what is right in everything else: two writers, no lock, no claim.
+    lesson.run(lesson.tagged("solution"))
+    assert after('{"spec": {"replicas": 2}}') == "✗✗✓"
+    lesson.run(lesson.tagged("solution"))
+    bash("kubectl exec deployment/archive -- sh -c 'cd /data/mariadb; cp ibdata1 new; mv new ibdata1'")
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✓✗"
+    volumes = '[{"name": "data", "persistentVolumeClaim": null, "emptyDir": {}}]'
+    assert after(f'{{"spec": {{"template": {{"spec": {{"volumes": {volumes}}}}}}}}}') == "✗✓✗"
