@@ -444,3 +444,52 @@ def test_09_a_rollout_that_ends(exercise, capsys):
     assert marks(capsys) == "✓✓✗"
     volumes = '[{"name": "data", "persistentVolumeClaim": null, "emptyDir": {}}]'
     assert after(f'{{"spec": {{"template": {{"spec": {{"volumes": {volumes}}}}}}}}}') == "✗✓✗"
+def test_10_a_canary_that_is_taken_back(exercise, capsys):
+    lesson = exercise("10", "services", "visitor", "votes")
+    bash("kubectl rollout status statefulset/votes --timeout=120s && kubectl wait --for=condition=Ready pod/visitor")
+    always = '{"spec": {"publishNotReadyAddresses": true}}'
+    bash(f"kubectl patch service votes --patch '{always}' && kubectl set env statefulset/votes VOTES_VERSION=2")
+    bash("kubectl rollout status statefulset/votes --timeout=120s")
+    for text in ("--request POST", "def answers(", "def versions("):
+        lesson.run(lesson.containing(text))
+    lesson.run("counted = cats()")
+
+    def after(*changes):
+        """What the check thinks of an exercise that begins here and goes so: a number is a version, p0 a partition."""
+        lesson.run(lesson.tagged("begin"))
+        for change in changes:
+            if change.startswith("p"):
+                update = f'{{"spec": {{"updateStrategy": {{"rollingUpdate": {{"partition": {change[1:]}}}}}}}}}'
+                bash(f"kubectl patch statefulset votes --patch '{update}'")
+            else:
+                bash(f"kubectl set env statefulset/votes VOTES_VERSION={change}")
+            bash("kubectl rollout status statefulset/votes --timeout=120s")
+        capsys.readouterr()
+        lesson.run("check_exercise()")
+        return marks(capsys)
+
+    lesson.run(lesson.tagged("begin"))
+    lesson.run(lesson.tagged("stub"))
+    capsys.readouterr()
+    lesson.run(lesson.tagged("check"))
+    assert marks(capsys) == "✗✓✓✓"
+
+    # The wrong shortcuts: a canary that stays; taken back, but the partition is forgotten; no canary at all.
+    assert after("p2", "3") == "✓✓✗✗"
+    assert after("2") == "✓✓✓✗"
+    assert after("p0", "3", "2") == "✓✗✓✓"
+    lesson.run(lesson.tagged("begin"))
+    lesson.run(lesson.tagged("solution"))
+    capsys.readouterr()
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✓✓✓"
+
+    # Fewer Pods: nothing is left that could be at version 3. And another StatefulSet: it knows nothing of version 3.
+    bash("kubectl scale statefulset/votes --replicas=1")
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✓✗✗✗"
+    manifest = "../manifests/10-statefulsets-remember-names/votes.yaml"
+    bash(f"kubectl delete statefulset votes && kubectl apply --filename={manifest}")
+    bash("kubectl set env statefulset/votes VOTES_VERSION=2 && kubectl rollout status statefulset/votes --timeout=120s")
+    lesson.run("check_exercise()")
+    assert marks(capsys) == "✗✗✓✗"
