@@ -19,8 +19,9 @@ def bash(script):
 class Exercise:
     """A lesson's notebook, begun in a namespace of the test's own, with the manifests that its exercise builds on."""
 
-    def __init__(self, number, namespace, *manifests):
+    def __init__(self, capsys, number, namespace, *manifests):
         path = lessons.notebooks()[number]
+        self.capsys = capsys
         self.cells = nbformat.read(path, as_version=4).cells
         self.names = {}
         os.chdir(path.parent)
@@ -47,14 +48,20 @@ class Exercise:
         else:
             exec(compile(source, "a cell", "exec"), self.names)
 
+    def verdict(self, tag="check"):
+        """Run the cell that checks; what it thinks of each claim."""
+        self.capsys.readouterr()  # what was printed before is no verdict
+        self.run(self.tagged(tag))
+        return marks(self.capsys)
+
 
 @pytest.fixture
-def exercise(cluster, monkeypatch):
+def exercise(cluster, capsys, monkeypatch):
     """Return a function that gives the exercise of a lesson; its namespaces are removed afterwards."""
     before, namespace, umask = dict(os.environ), f"test-checks-{os.getpid()}", os.umask(0o077)
     os.umask(umask)
     monkeypatch.chdir(ROOT)
-    yield lambda number, *manifests: Exercise(number, namespace, *manifests)
+    yield lambda number, *manifests: Exercise(capsys, number, namespace, *manifests)
     os.environ.clear()
     os.environ.update(before)
     os.umask(umask)
@@ -66,52 +73,42 @@ def marks(capsys):
     return "".join(line[0] for line in capsys.readouterr().out.splitlines() if line[0] in "✓✗")
 
 
-def test_01_a_rollout_without_loss(exercise, capsys):
+def test_01_a_rollout_without_loss(exercise):
     lesson = exercise("01", "service", "exercise")
     lesson.run(lesson.tagged("stub"))
-    lesson.run(lesson.tagged("check"))
-    assert marks(capsys) == "✓✓✗"
+    assert lesson.verdict() == "✓✓✗"
     lesson.run(lesson.tagged("solution"))
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✓✓"
+    assert lesson.verdict() == "✓✓✓"
 
     # The wrong shortcuts, tried on what is right in everything else:
     bash(PATCH % '{"spec": {"replicas": 1}}')
-    lesson.run("check_exercise()")
-    assert marks(capsys).startswith("✗✓")
+    assert lesson.verdict().startswith("✗✓")
     bash(PATCH % '{"spec": {"replicas": 3, "strategy": {"type": "Recreate", "rollingUpdate": null}}}')
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✗✗"
+    assert lesson.verdict() == "✓✗✗"
 
 
-def test_03_votes_that_outlive_their_pods(exercise, capsys):
+def test_03_votes_that_outlive_their_pods(exercise):
     lesson = exercise("03", "services", "visitor", "exercise-claim", "exercise")
     bash("kubectl wait --for=condition=Ready pod/visitor && kubectl rollout status deployment/votes --timeout=60s")
     lesson.run(lesson.tagged("stub"))
-    lesson.run(lesson.tagged("check"))
-    assert marks(capsys) == "✓✗✗"
+    assert lesson.verdict() == "✓✗✗"
 
     # Sticky sessions: each visitor sees one total, and it is not the other's.
     bash('kubectl patch service votes --patch \'{"spec": {"sessionAffinity": "ClientIP"}}\'')
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✗✗"
+    assert lesson.verdict() == "✓✗✗"
     lesson.run(lesson.tagged("solution"))
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✓✓"
+    assert lesson.verdict() == "✓✓✓"
 
     # The other wrong shortcuts, tried on what is right in everything else:
     bash(PATCH % '{"spec": {"replicas": 1}}')
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✗✓✓"
+    assert lesson.verdict() == "✗✓✓"
     volumes = '[{"name": "data", "persistentVolumeClaim": null, "emptyDir": {}}]'
     bash(PATCH % f'{{"spec": {{"replicas": 2, "template": {{"spec": {{"volumes": {volumes}}}}}}}}}')
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✗✗"
+    assert lesson.verdict() == "✓✗✗"
     # Nobody can vote: that all Pods agree on nothing is no solution.
     lesson.run(lesson.tagged("solution"))
     bash("kubectl exec deployment/votes -- rm /data/votes.json && kubectl delete service votes")
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✗✗"
+    assert lesson.verdict() == "✓✗✗"
 
 
 def test_03_five_kinds_of_state(exercise, capsys):
@@ -120,16 +117,15 @@ def test_03_five_kinds_of_state(exercise, capsys):
     lesson.run(lesson.tagged("sort-check"))
     hints = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert len(set(hints)) == 10
-    lesson.run("mine = dict.fromkeys(mine, 'abcdefghij')\ncheck_kinds()")
-    assert marks(capsys) == "✗" * 10
+    lesson.names["mine"] = dict.fromkeys(lesson.names["mine"], "abcdefghij")
+    assert lesson.verdict("sort-check") == "✗" * 10
     lesson.run(lesson.tagged("sort-solution"))
-    lesson.run("check_kinds()")
-    assert marks(capsys) == "✓" * 10
-    lesson.run("mine |= {'configuration': 'ab', 'secrets': 'gf'}\ncheck_kinds()")
-    assert marks(capsys) == "✓✗✓✓✓✓✗✓✓✓"
+    assert lesson.verdict("sort-check") == "✓" * 10
+    lesson.names["mine"] |= {"configuration": "ab", "secrets": "gf"}
+    assert lesson.verdict("sort-check") == "✓✗✓✓✓✓✗✓✓✓"
 
 
-def test_04_what_is_left_of_an_application(exercise, capsys, cluster):
+def test_04_what_is_left_of_an_application(exercise, cluster):
     lesson = exercise("04", "crd")
     definition = "customresourcedefinition/ballots.get-all.workshop.example"
     bash(f"kubectl label {definition} {LABEL}={OWNER} && kubectl wait --for=condition=Established {definition}")
@@ -140,18 +136,15 @@ def test_04_what_is_left_of_an_application(exercise, capsys, cluster):
         bash("kubectl apply --filename=../manifests/04-get-all-does-not/exercise.yaml")
         stub = lesson.tagged("stub")
         lesson.run(stub)  # it says `kubectl get all`, the wrong shortcut
-        lesson.run(lesson.tagged("check"))
-        assert marks(capsys) == "✗✓"
+        assert lesson.verdict() == "✗✓"
 
         # Kinds that one thinks of, and everything there is, with a label or without:
         for wrong, expected in [("get configmap,secret,pvc,ingress", "✗✓"), ("everything #", "✓✗")]:
             lesson.run(stub.replace("get all", wrong))
-            lesson.run("check_exercise()")
-            assert marks(capsys) == expected
+            assert lesson.verdict() == expected
 
         lesson.run(lesson.tagged("solution"))
-        lesson.run("check_exercise()")
-        assert marks(capsys) == "✓✓"
+        assert lesson.verdict() == "✓✓"
     finally:
         cluster.kubectl("delete", definition)
 
@@ -208,37 +201,31 @@ def test_06_an_intern_who_runs_pods_and_reads_no_secret(exercise, capsys):
     assert marks(capsys) == "✗✓✓"
 
 
-def test_00_the_name_of_the_default_class(exercise, capsys):
+def test_00_the_name_of_the_default_class(exercise):
     lesson = exercise("00", "claim")
     lesson.run(lesson.tagged("stub"))
-    lesson.run(lesson.tagged("check"))
-    assert marks(capsys) == "✗"
+    assert lesson.verdict() == "✗"
     lesson.names["answer_of_yours"] = "fast"
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✗"
+    assert lesson.verdict() == "✗"
     lesson.run(lesson.tagged("solution"))
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓"
+    assert lesson.verdict() == "✓"
 
 
-def test_02_a_route_with_its_port_and_its_secret(exercise, capsys):
+def test_02_a_route_with_its_port_and_its_secret(exercise):
     lesson = exercise("02", "base/deployment", "base/service")
     bash("kubectl rollout status deployment/votes --timeout=60s")
     for text in ("def issue(", "def visit(", 'issue("exercise", '):
         lesson.run(lesson.containing(text))
     lesson.run(lesson.tagged("begin"))
     lesson.run(lesson.tagged("stub"))
-    capsys.readouterr()
-    lesson.run(lesson.tagged("check"))
-    assert marks(capsys) == "✗✗✓✓"
+    assert lesson.verdict() == "✗✗✓✓"
 
     def after(*changes):
         """What the check thinks of the Ingress of the exercise, changed by a JSON patch."""
         bash("kubectl replace --filename=../manifests/02-ingress-ends-tls/exercise.yaml")
         patch = ", ".join(changes)
         bash(f"kubectl patch ingress exercise --type=json --patch='[{patch}]'")
-        lesson.run("check_exercise()")
-        return marks(capsys)
+        return lesson.verdict()
 
     # The wrong shortcuts: the port only, so that no more than --insecure works; no TLS at all.
     port = '{"op": "replace", "path": "/spec/rules/0/http/paths/0/backend/service/port/number", "value": 80}'
@@ -246,8 +233,7 @@ def test_02_a_route_with_its_port_and_its_secret(exercise, capsys):
     assert after(port, '{"op": "remove", "path": "/spec/tls"}') == "✓✗✓✓"
 
     lesson.run(lesson.tagged("solution"))
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✓✓✓"
+    assert lesson.verdict() == "✓✓✓✓"
     assert after() == "✗✓✓✓"
 
     # Now the Secret is there: a default backend answers everybody; another port of the Service is other people's loss.
