@@ -26,7 +26,6 @@ import pytest
 from kit import LABEL, OWNER, ROOT, STATE, cluster, images, lessons, tools
 from kit.console import Failure, run
 from kit.images import docker
-from nbclient import NotebookClient
 
 pytestmark = pytest.mark.cluster
 
@@ -488,8 +487,7 @@ def test_a_stopped_node_is_healed_by_a_failing_cell_and_at_the_end_of_its_kernel
     sources = ["import faults\nnode = faults.workers()[1]", "faults.stop_node(node)", "1 / 0", "print(faults._hurt)"]
     sources += ["faults.stop_node(node)", "faults.stop_node(node)", "faults.stop_node(node[:-1] + '3')"]
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    client = NotebookClient(nbformat.v4.new_notebook(cells=cells), kernel_name=lessons.KERNEL["name"], timeout=120,
-                            allow_errors=True, resources={"metadata": {"path": ROOT / "notebooks"}})  # fmt: skip
+    client = lessons.client(nbformat.v4.new_notebook(cells=cells), ROOT / "notebooks", allow_errors=True)
     done = client.execute().cells
     assert done[3].outputs[0].text == "set()\n"  # whoever divided by nought has had the node back
     # The sixth cell fails, which heals; so the end has nothing to do …

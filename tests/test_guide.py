@@ -5,7 +5,6 @@ import shutil
 import nbformat
 import pytest
 from kit import ROOT, lessons
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 TINY = [
@@ -31,9 +30,7 @@ def run(tmp_path, monkeypatch):
         notebook = nbformat.v4.new_notebook(cells=cells)
         nbformat.write(notebook, path)
         monkeypatch.setenv("JPY_SESSION_NAME", str(path))
-        client = NotebookClient(
-            notebook, kernel_name=lessons.KERNEL["name"], resources={"metadata": {"path": tmp_path}}
-        )
+        client = lessons.client(notebook, tmp_path)
         with client.setup_kernel():
             for place in places:
                 try:

@@ -7,7 +7,6 @@ import nbformat
 import pytest
 from kit import ROOT, lessons
 from kit import cluster as our_cluster
-from nbclient import NotebookClient
 
 # The kernel says at once that the cell is done, and for 6 s nothing to those who wait for the end of its output.
 STALL = """
@@ -72,11 +71,9 @@ def test_a_cluster_that_a_lesson_did_not_throw_away_is_removed(cluster, replay, 
 def test_row_30_every_cell_of_a_lesson_may_be_run_twice(cluster, path):
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code" for _ in range(2)]
-    resources = {"metadata": {"path": path.parent}}
-    client = NotebookClient(notebook, kernel_name=lessons.KERNEL["name"], resources=resources, timeout=180)
     with lessons.turn():
         try:
-            client.execute()
+            lessons.client(notebook, path.parent).execute()
         finally:
             lessons.delete_namespaces(path.stem)
             lessons.remove_cluster(path.stem)

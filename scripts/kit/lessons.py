@@ -68,6 +68,14 @@ def remove_cluster(stem: str) -> None:
     run([ROOT / "scripts/cluster", "down", "--single"], env=os.environ | its)
 
 
+def client(notebook, folder: Path, **options):
+    """What runs the cells of a notebook, in a kernel that works in the folder; the options are nbclient's."""
+    from nbclient import NotebookClient
+
+    resources = {"metadata": {"path": folder}}
+    return NotebookClient(notebook, kernel_name=KERNEL["name"], resources=resources, timeout=CELL_SECONDS, **options)
+
+
 def refresh(path: Path, say=lambda text: None) -> str:
     """Run a lesson in a new kernel and store its outputs, all of them or none; returns what was done.
 
@@ -75,7 +83,6 @@ def refresh(path: Path, say=lambda text: None) -> str:
         Failure: a cell failed or took too long; it shows the cell and what it printed.
     """
     import nbformat
-    from nbclient import NotebookClient
     from nbclient.exceptions import CellControlSignal, DeadKernelError
 
     notebook = nbformat.read(path, as_version=4)
@@ -86,11 +93,10 @@ def refresh(path: Path, say=lambda text: None) -> str:
         running = cell_index
         say(f"{path.stem}: cell {cell_index + 1} of {len(notebook.cells)}")
 
-    client = NotebookClient(notebook, kernel_name=KERNEL["name"], resources={"metadata": {"path": path.parent}},
-                            timeout=CELL_SECONDS, coalesce_streams=True, record_timing=False,
-                            on_cell_start=lambda cell, cell_index: show(cell_index))  # fmt: skip
+    runner = client(notebook, path.parent, coalesce_streams=True, record_timing=False,
+                    on_cell_start=lambda cell, cell_index: show(cell_index))  # fmt: skip
     try:
-        client.execute(stderr=subprocess.DEVNULL)  # the kernel's own log; what a cell writes there comes another way
+        runner.execute(stderr=subprocess.DEVNULL)  # the kernel's own log; what a cell writes there comes another way
     except AssertionError:  # on Ctrl-C nbclient ends the kernel, and then trips over having none
         raise KeyboardInterrupt from None
     except (CellControlSignal, DeadKernelError) as error:
