@@ -149,7 +149,7 @@ def test_04_what_is_left_of_an_application(exercise, cluster):
         cluster.kubectl("delete", definition)
 
 
-def test_06_an_intern_who_runs_pods_and_reads_no_secret(exercise, capsys):
+def test_06_an_intern_who_runs_pods_and_reads_no_secret(exercise):
     lesson = exercise("06", "services", "database", "votes-bert", "intern")
     bash("""
         for user in anna bert; do kubectl create secret generic $user --from-literal=password=demo-4; done
@@ -162,43 +162,34 @@ def test_06_an_intern_who_runs_pods_and_reads_no_secret(exercise, capsys):
     """)
     lesson.run(lesson.containing("def may("))
     lesson.run(lesson.tagged("stub"))
-    capsys.readouterr()
-    lesson.run(lesson.tagged("check"))
-    assert marks(capsys) == "✓✓✗"
+    assert lesson.verdict() == "✓✓✗"
 
     # The wrong shortcuts: all is forbidden, or only the obvious; the intern's Pods come by way of a Deployment.
     bash("kubectl delete rolebinding intern")
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✗✓"
+    assert lesson.verdict() == "✓✗✓"
     bash("kubectl create role workloads --verb=create,get --resource=deployments,pods/log")
     bash('kubectl create rolebinding workloads --role=workloads --serviceaccount="$NAMESPACE:intern"')
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✗✗"
+    assert lesson.verdict() == "✓✗✗"
     bash("kubectl delete rolebinding workloads")
 
     lesson.run(lesson.tagged("solution"))
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✓✓"
+    assert lesson.verdict() == "✓✓✓"
 
     # On what is right in everything else: one more right, or the password carried to the other side, in either kind.
     for right in ("--verb=create --resource=pods/exec", "--verb=get --resource=secrets --resource-name=bert"):
         bash(f'kubectl create role more {right} && '
              'kubectl create rolebinding more --role=more --serviceaccount="$NAMESPACE:intern"')  # fmt: skip
-        lesson.run("check_exercise()")
-        assert marks(capsys) == "✓✓✗"
+        assert lesson.verdict() == "✓✓✗"
         bash("kubectl delete role,rolebinding more")
     for kind in ("secret generic", "configmap"):
         bash(f'kubectl create {kind} copy --namespace="$NAMESPACE-intern" --from-literal=for-you=demo-4')
-        lesson.run("check_exercise()")
-        assert marks(capsys) == "✓✓✗"
+        assert lesson.verdict() == "✓✓✗"
         bash('kubectl delete secret,configmap copy --namespace="$NAMESPACE-intern" --ignore-not-found')
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✓✓"
+    assert lesson.verdict() == "✓✓✓"
 
     # The intern can't read what is not there, and nor can the application.
     bash("kubectl delete secret bert")
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✗✓✓"
+    assert lesson.verdict() == "✗✓✓"
 
 
 def test_00_the_name_of_the_default_class(exercise):
@@ -245,21 +236,18 @@ def test_02_a_route_with_its_port_and_its_secret(exercise):
     assert after() == "✓✓✓✗"
 
 
-def test_05_one_image_two_environments(exercise, capsys):
+def test_05_one_image_two_environments(exercise):
     lesson = exercise("05", "configuration")
     lesson.run(lesson.containing("/exercise/test/kustomization.yaml\nkubectl"))
     lesson.run(lesson.containing("TemporaryDirectory"))
     lesson.run(lesson.tagged("stub"))
-    lesson.run(lesson.tagged("check"))
-    assert marks(capsys) == "✗✓✓✗"
+    assert lesson.verdict() == "✗✓✓✗"
     lesson.run(lesson.tagged("solution"))
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✓✓✓"
+    assert lesson.verdict() == "✓✓✓✓"
 
     # An image for each environment, on what is right in everything else.
     bash("kubectl set image deployment/test-votes votes=workshop/votes:test")
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✗✓✓"
+    assert lesson.verdict() == "✓✗✓✓"
 
     def after(told):
         """What the check thinks when each environment's container is told its words in this way."""
@@ -269,8 +257,7 @@ def test_05_one_image_two_environments(exercise, capsys):
             patch = "spec: {template: {spec: {containers: [" + container + "]}}}"
             bash(f"kubectl patch deployment {name}-votes --patch '{patch}'")
             bash(f"kubectl rollout status deployment/{name}-votes --timeout=60s")
-        lesson.run("check_exercise()")
-        return marks(capsys)
+        return lesson.verdict()
 
     # The values in the Deployments; one ConfigMap for both, with a key for each.
     assert after('env: [{name: VOTES_CHOICES, value: "WORDS"}]') == "✓✓✗✗"
@@ -285,9 +272,10 @@ def test_05_one_image_two_environments(exercise, capsys):
     for name, words in ("test", "ham,eggs"), ("prod", "tea,coffee"):
         bash(f"kubectl create configmap {name}-map --from-literal=VOTES_CHOICES={words} --dry-run=client --output=yaml"
              " | kubectl replace --filename=-")  # fmt: skip
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✗✓✓✓"
-def test_07_uploads_on_two_nodes(exercise, capsys, cluster):
+    assert lesson.verdict() == "✗✓✓✓"
+
+
+def test_07_uploads_on_two_nodes(exercise, cluster):
     lesson = exercise("07", "services", "visitor")
     bash("kubectl wait --for=condition=Ready --timeout=90s pod/visitor")
     bash("kubectl delete persistentvolume 07-uploads --ignore-not-found")
@@ -295,8 +283,7 @@ def test_07_uploads_on_two_nodes(exercise, capsys, cluster):
         lesson.run(lesson.containing("mkdir"))
         lesson.run(lesson.tagged("begin"))
         lesson.run(lesson.tagged("stub"))
-        lesson.run(lesson.tagged("check"))
-        assert marks(capsys) == "✓✗✗✗"
+        assert lesson.verdict() == "✓✗✗✗"
 
         def after(volume, spec="", wait="kubectl rollout status deployment/uploads --timeout=90s"):
             """What the check thinks when the uploads lie in this volume."""
@@ -304,13 +291,11 @@ def test_07_uploads_on_two_nodes(exercise, capsys, cluster):
             volumes = f'[{{"name": "uploads", "emptyDir": null, {volume}}}]'
             patch = f'{{"spec": {{"template": {{"spec": {{"volumes": {volumes}{spec}}}}}}}}}'
             bash(f"kubectl patch deployment uploads --patch='{patch}' && {wait}")
-            lesson.run("check_exercise()")
-            return marks(capsys)
+            return lesson.verdict()
 
         # Sticky sessions: each visitor finds what he uploaded, until another one asks.
         bash('kubectl patch service uploads --patch \'{"spec": {"sessionAffinity": "ClientIP"}}\'')
-        lesson.run("check_exercise()")
-        assert marks(capsys) == "✓✗✗✗"
+        assert lesson.verdict() == "✓✗✗✗"
         # A claim of the default class; then both servers forced to where it is.
         bash("kubectl apply --filename=../manifests/07-volumes-outlive-containers/claims.yaml")
         once = '"persistentVolumeClaim": {"claimName": "once"}'
@@ -323,15 +308,15 @@ def test_07_uploads_on_two_nodes(exercise, capsys, cluster):
 
         bash("kubectl replace --filename=../manifests/07-volumes-outlive-containers/exercise.yaml")
         lesson.run(lesson.tagged("solution"))
-        lesson.run("check_exercise()")
-        assert marks(capsys) == "✓✓✓✓"
+        assert lesson.verdict() == "✓✓✓✓"
         bash(PATCH.replace("votes", "uploads") % '{"spec": {"replicas": 1}}')
-        lesson.run("check_exercise()")
-        assert marks(capsys) == "✗✗✗✓"
+        assert lesson.verdict() == "✗✗✗✓"
     finally:
         bash("kubectl delete deployment,persistentvolumeclaim --all && kubectl delete persistentvolume 07-uploads")
         bash(f"docker exec {cluster.name}-worker sh -c 'rm -rf /shared/07-*'")
-def test_08_the_line_of_a_deleted_claim(exercise, capsys, cluster):
+
+
+def test_08_the_line_of_a_deleted_claim(exercise, cluster):
     lesson = exercise("08", "class")
     bash(f"kubectl label storageclass 08-keep {LABEL}={OWNER}")
     lesson.run(lesson.containing("def let_go("))
@@ -345,10 +330,6 @@ def test_08_the_line_of_a_deleted_claim(exercise, capsys, cluster):
             kubectl apply --filename={manifests}/kept-claim.yaml --filename={manifests}/kept.yaml
             kubectl rollout status deployment/kept""")
 
-    def check():
-        lesson.run("check_exercise()")
-        return marks(capsys)
-
     try:
         again()
         lesson.run(lesson.containing("def live("))
@@ -358,11 +339,9 @@ def test_08_the_line_of_a_deleted_claim(exercise, capsys, cluster):
         again()
         lesson.run(lesson.tagged("begin"))
         lesson.run(lesson.tagged("stub"))
-        capsys.readouterr()
-        lesson.run(lesson.tagged("check"))  # on the new, empty claim, which is a wrong shortcut itself
-        assert marks(capsys) == "✗✗✓"
+        assert lesson.verdict() == "✗✗✓"  # on the new, empty claim, which is a wrong shortcut itself
         lesson.run(lesson.tagged("solution"))
-        assert check() == "✓✓✓"
+        assert lesson.verdict() == "✓✓✓"
 
         # The finalizer is taken out by hand; all else is done as it should be.
         volume = lesson.names["first"].metadata.name
@@ -375,7 +354,7 @@ def test_08_the_line_of_a_deleted_claim(exercise, capsys, cluster):
             kubectl delete pod --selector=app=kept
             kubectl rollout status deployment/kept""")
         lesson.run("lab.eventually(lambda: live('kept'))")
-        assert check() == "✓✓✗"
+        assert lesson.verdict() == "✓✓✗"
 
         # The first volume is made to name the new claim, which has another; then the line is copied by hand.
         again()
@@ -383,40 +362,37 @@ def test_08_the_line_of_a_deleted_claim(exercise, capsys, cluster):
         lesson.run("uid = claims(live('kept'))[0].metadata.uid")
         change = f'{{"spec": {{"claimRef": {{"uid": "{lesson.names["uid"]}"}}}}}}'
         bash(f"kubectl patch persistentvolume {volume} --patch '{change}'")
-        assert check() == "✗✗✓"
+        assert lesson.verdict() == "✗✗✓"
         bash('kubectl exec deployment/kept -- sh -c "echo $LINE > /data/line"')
-        assert check() == "✓✗✓"
+        assert lesson.verdict() == "✓✗✓"
     finally:
         bash("kubectl delete deployment,persistentvolumeclaim --all")
         lesson.run("let_go()")
         bash("kubectl delete storageclass 08-keep")
-def test_09_a_rollout_that_ends(exercise, capsys):
+
+
+def test_09_a_rollout_that_ends(exercise):
     lesson = exercise("09", "exercise-claim", "archive")
     bash("kubectl rollout status deployment/archive --timeout=120s")
     for text in ("('scarf'", "begun = archived()"):
         lesson.run(lesson.containing(text))
     lesson.run(lesson.tagged("stub"))
-    capsys.readouterr()
-    lesson.run(lesson.tagged("check"))
-    assert marks(capsys) == "✓✗✓"
+    assert lesson.verdict() == "✓✗✓"
 
     def after(patch):
         """What the check thinks of the Deployment with a change."""
         bash(f"kubectl patch deployment archive --patch '{patch}'")
-        lesson.run("check_exercise()")
-        return marks(capsys)
+        return lesson.verdict()
 
     # Both Pods deleted: chance may let the new one in, once. The default in so many words. No rollout at all.
     ready = "kubectl wait --for=jsonpath='{.status.availableReplicas}'=1 deployment/archive --timeout=60s"
     bash(f"kubectl delete pod --selector=app=archive && {ready}")
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✗✓"
+    assert lesson.verdict() == "✓✗✓"
     assert after('{"spec": {"strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}}}') == "✓✗✓"
     assert after('{"spec": {"paused": true}}') == "✓✗✓"
 
     lesson.run(lesson.tagged("solution"))
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✓✓"
+    assert lesson.verdict() == "✓✓✓"
     # The old Pod first, without a wait until it is gone: the claim has the new one wait.
     in_turn = '{"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}'
     assert after(f'{{"spec": {{"strategy": {in_turn}}}}}') == "✓✓✓"
@@ -426,11 +402,12 @@ def test_09_a_rollout_that_ends(exercise, capsys):
     assert after('{"spec": {"replicas": 2}}') == "✗✗✓"
     lesson.run(lesson.tagged("solution"))
     bash("kubectl exec deployment/archive -- sh -c 'cd /data/mariadb; cp ibdata1 new; mv new ibdata1'")
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✓✗"
+    assert lesson.verdict() == "✓✓✗"
     volumes = '[{"name": "data", "persistentVolumeClaim": null, "emptyDir": {}}]'
     assert after(f'{{"spec": {{"template": {{"spec": {{"volumes": {volumes}}}}}}}}}') == "✗✓✗"
-def test_10_a_canary_that_is_taken_back(exercise, capsys):
+
+
+def test_10_a_canary_that_is_taken_back(exercise):
     lesson = exercise("10", "services", "visitor", "votes")
     bash("kubectl rollout status statefulset/votes --timeout=120s && kubectl wait --for=condition=Ready pod/visitor")
     always = '{"spec": {"publishNotReadyAddresses": true}}'
@@ -450,15 +427,11 @@ def test_10_a_canary_that_is_taken_back(exercise, capsys):
             else:
                 bash(f"kubectl set env statefulset/votes VOTES_VERSION={change}")
             bash("kubectl rollout status statefulset/votes --timeout=120s")
-        capsys.readouterr()
-        lesson.run("check_exercise()")
-        return marks(capsys)
+        return lesson.verdict()
 
     lesson.run(lesson.tagged("begin"))
     lesson.run(lesson.tagged("stub"))
-    capsys.readouterr()
-    lesson.run(lesson.tagged("check"))
-    assert marks(capsys) == "✗✓✓✓"
+    assert lesson.verdict() == "✗✓✓✓"
 
     # The wrong shortcuts: a canary that stays; taken back, but the partition is forgotten; no canary at all.
     assert after("p2", "3") == "✓✓✗✗"
@@ -466,16 +439,12 @@ def test_10_a_canary_that_is_taken_back(exercise, capsys):
     assert after("p0", "3", "2") == "✓✗✓✓"
     lesson.run(lesson.tagged("begin"))
     lesson.run(lesson.tagged("solution"))
-    capsys.readouterr()
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✓✓✓"
+    assert lesson.verdict() == "✓✓✓✓"
 
     # Fewer Pods: nothing is left that could be at version 3. And another StatefulSet: it knows nothing of version 3.
     bash("kubectl scale statefulset/votes --replicas=1")
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✓✗✗✗"
+    assert lesson.verdict() == "✓✗✗✗"
     manifest = "../manifests/10-statefulsets-remember-names/votes.yaml"
     bash(f"kubectl delete statefulset votes && kubectl apply --filename={manifest}")
     bash("kubectl set env statefulset/votes VOTES_VERSION=2 && kubectl rollout status statefulset/votes --timeout=120s")
-    lesson.run("check_exercise()")
-    assert marks(capsys) == "✗✗✓✗"
+    assert lesson.verdict() == "✗✗✓✗"
