@@ -17,7 +17,7 @@ from kit.console import Failure, run
 from playwright.sync_api import Browser, sync_playwright
 from pypdf import PdfReader
 
-PARTS = {"part-1": range(0, 5)}  # the numbers of the lessons that a deck presents
+PARTS = {"part-1": range(0, 5), "part-2": range(5, 9)}  # the numbers of the lessons that a deck presents
 
 WORDS = 35  # of running text on a slide: who reads does not listen
 SMALLEST = 24  # pixels of text, on a slide 720 high
