@@ -49,14 +49,16 @@ def inventory() -> set[str]:
 
     Returns:
         Objects that are in no namespace ("storageclass.storage.k8s.io/08-grow"), namespaces among them; the directories
-        of volumes on the nodes ("state-worker:/shared/photos"); and what the engine has with our label.
+        of volumes on the nodes ("state-worker:/shared/photos"); and of what the engine has with our label the clusters
+        to be thrown away.
     """
     kinds = cluster.kubectl("api-resources", "--namespaced=false", "--verbs=list,delete", "--output=name").stdout
-    found = cluster.kubectl("get", ",".join(kinds.split()), "--output=name").stdout.split()
+    kinds = [kind for kind in kinds.split() if not kind.startswith("ipaddresses.")]  # they come and go with Services
+    found = cluster.kubectl("get", ",".join(kinds), "--output=name").stdout.split()
     for node in cluster.nodes():
         places = docker("exec", node, "find", *VOLUMES, "-mindepth", "1", "-maxdepth", "1", check=False).stdout
         found += [f"{node}:{place}" for place in places.split()]
-    ours = ("--filter", f"label={LABEL}={OWNER}", "--format")
+    ours = ("--filter", f"label={LABEL}={OWNER}", "--filter", f"name={cluster.name()}-", "--format")
     found += docker("ps", "--all", *ours, "container/{{.Names}}").stdout.split()
     found += docker("volume", "ls", *ours, "volume/{{.Name}}").stdout.split()
     return set(found)
