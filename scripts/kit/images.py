@@ -329,8 +329,8 @@ def ensure_workshop(say=lambda text, done=None: None) -> str:
         say(image["tag"], position / len(WORKSHOP))
         with workplace() as place:
             shutil.copytree(IMAGES / name, place, dirs_exist_ok=True)
-            if "wheel" in image:
-                _unpack_wheel(image["wheel"], place / "wheel")
+            if "wheels" in image:
+                _unpack_wheels(image["wheels"], place / "wheels")
             if (place / "go.mod").exists():
                 _compile(say, name, place, place / "bin", "tool")
             build(place, image["tag"], mark)
@@ -340,11 +340,12 @@ def ensure_workshop(say=lambda text, done=None: None) -> str:
     return f"built {', '.join(built)}" if built else "saved in the cache"
 
 
-def _unpack_wheel(requirement: str, folder: Path) -> None:
-    """Put the programs of a wheel (its scripts) into a folder."""
-    with tempfile.TemporaryDirectory() as place:
-        tools.pip_install("--no-deps", "--target", place, requirement)
-        shutil.copytree(Path(place) / "bin", folder)
+def _unpack_wheels(requirements: list[str], folder: Path) -> None:
+    """Put wheels and what they need into a folder, for the engine's architecture and Debian trixie's Python."""
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}[engine.look()["Arch"]]
+    platforms = [f"--platform={name}_{machine}" for name in ("manylinux_2_28", "manylinux2014")]
+    chosen = ["--only-binary=:all:", "--python-version=3.13", "--no-compile", *platforms]
+    tools.pip_install("--target", folder, *chosen, *requirements)
 
 
 # ── The node of our clusters ──────────────────────────────────────────────────────────────────────────────────────────
