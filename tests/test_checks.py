@@ -1,5 +1,7 @@
 """The checks of the exercises, taken out of the notebooks: none is content with the untouched lesson or a wrong fix."""
 
+import itertools
+import json
 import os
 import subprocess
 
@@ -52,7 +54,7 @@ class Exercise:
         """Run the cell that checks; what it thinks of each claim."""
         self.capsys.readouterr()  # what was printed before is no verdict
         self.run(self.tagged(tag))
-        return marks(self.capsys)
+        return "".join(line[0] for line in self.capsys.readouterr().out.splitlines() if line[0] in "✓✗")
 
 
 @pytest.fixture
@@ -66,11 +68,6 @@ def exercise(cluster, capsys, monkeypatch):
     os.environ.update(before)
     os.umask(umask)
     lessons.delete_namespaces(namespace)
-
-
-def marks(capsys):
-    """What the check that has just run thinks of each claim."""
-    return "".join(line[0] for line in capsys.readouterr().out.splitlines() if line[0] in "✓✗")
 
 
 def test_01_a_rollout_without_loss(exercise):
@@ -211,11 +208,17 @@ def test_02_a_route_with_its_port_and_its_secret(exercise):
     lesson.run(lesson.tagged("stub"))
     assert lesson.verdict() == "✗✗✓✓"
 
-    def after(*changes):
-        """What the check thinks of the Ingress of the exercise, changed by a JSON patch."""
+    turns = itertools.count()
+
+    def after(*changes, port=80):
+        """What the check thinks of the Ingress of the exercise, with a JSON patch that Traefik has heard of."""
+        host = f"change-{next(turns)}.example"
+        path = {"path": "/", "pathType": "Prefix", "backend": {"service": {"name": "votes", "port": {"number": port}}}}
+        rule = {"op": "add", "path": "/spec/rules/-", "value": {"host": host, "http": {"paths": [path]}}}
         bash("kubectl replace --filename=../manifests/02-ingress-ends-tls/exercise.yaml")
-        patch = ", ".join(changes)
+        patch = ", ".join([*changes, json.dumps(rule)])
         bash(f"kubectl patch ingress exercise --type=json --patch='[{patch}]'")
+        lesson.run(f"lab.eventually(lambda: visit({host!r}, trust=None)[0] == '200')")
         return lesson.verdict()
 
     # The wrong shortcuts: the port only, so that no more than --insecure works; no TLS at all.
@@ -230,10 +233,10 @@ def test_02_a_route_with_its_port_and_its_secret(exercise):
     # Now the Secret is there: a default backend answers everybody; another port of the Service is other people's loss.
     backend = '{"service": {"name": "votes", "port": {"number": 80}}}'
     everybody = f'{{"op": "add", "path": "/spec/defaultBackend", "value": {backend}}}'
-    assert after('{"op": "remove", "path": "/spec/rules"}', everybody) == "✓✓✗✓"
+    assert after('{"op": "replace", "path": "/spec/rules", "value": []}', everybody) == "✓✓✗✓"
     other_port = '[{"op": "replace", "path": "/spec/ports/0/port", "value": 8080}]'
     bash(f"kubectl patch service votes --type=json --patch='{other_port}'")
-    assert after() == "✓✓✓✗"
+    assert after(port=8080) == "✓✓✓✗"
 
 
 def test_05_one_image_two_environments(exercise):
@@ -390,6 +393,7 @@ def test_09_a_rollout_that_ends(exercise):
     assert lesson.verdict() == "✓✗✓"
     assert after('{"spec": {"strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}}}') == "✓✗✓"
     assert after('{"spec": {"paused": true}}') == "✓✗✓"
+    bash("kubectl rollout resume deployment/archive")
 
     lesson.run(lesson.tagged("solution"))
     assert lesson.verdict() == "✓✓✓"
