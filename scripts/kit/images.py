@@ -64,8 +64,6 @@ def build(context: Path, tag: str, mark: str, *arguments) -> None:
         context,
         env=os.environ | {"DOCKER_BUILDKIT": "1" if kit else "0"},
     )
-    # What this build replaced, and the stages it went through, where they carry our label.
-    docker("image", "prune", "--force", "--filter", f"label={LABEL}={OWNER}")
 
 
 def load(archive: Path) -> None:
@@ -317,14 +315,18 @@ def workshop_archive() -> Path:
     return ARCHIVES / f"workshop-{fingerprint(workshop_marks())}.tar"
 
 
-def ensure_workshop(say=lambda text, done=None: None) -> str:
-    """Have the workshop images in one archive, ready to be loaded into nodes; returns what was done."""
+def build_workshop(say=lambda text, done=None: None, compiled: bool = True) -> str:
+    """Build the workshop images that are missing; returns what was done.
+
+    Args:
+        compiled: also those whose programs are compiled here, for which the compiler must be free.
+    """
     if workshop_archive().exists():
         return f"{len(WORKSHOP)}, in the cache"
     built = []
     for position, (name, mark) in enumerate(workshop_marks().items()):
         image = WORKSHOP[name]
-        if label(image["tag"], FINGERPRINT) == mark:
+        if label(image["tag"], FINGERPRINT) == mark or ((IMAGES / name / "go.mod").exists() and not compiled):
             continue
         say(image["tag"], position / len(WORKSHOP))
         with workplace() as place:
@@ -335,9 +337,16 @@ def ensure_workshop(say=lambda text, done=None: None) -> str:
                 _compile(say, name, place, place / "bin", "tool")
             build(place, image["tag"], mark)
         built.append(name)
-    say("saving them in the cache", 1)
-    save(workshop_archive(), *(image["tag"] for image in WORKSHOP.values()))
-    return f"built {', '.join(built)}" if built else "saved in the cache"
+    return f"built {', '.join(built)}" if built else "in the engine"
+
+
+def ensure_workshop(say=lambda text, done=None: None) -> str:
+    """Have the workshop images in one archive, ready to be loaded into nodes; returns what was done."""
+    done = build_workshop(say)
+    if not workshop_archive().exists():
+        say("saving them in the cache", 1)
+        save(workshop_archive(), *(image["tag"] for image in WORKSHOP.values()))
+    return done
 
 
 def _unpack_wheels(requirements: list[str], folder: Path) -> None:
@@ -375,6 +384,9 @@ def ensure_own_node(say=lambda text: None) -> str:
             "--build-arg",
             f"NODE={node_source()}",
         )
+    # What all these builds replaced and went through, where it carries our label: not before the last of them is done,
+    # because the stages of one that is under way look the same.
+    docker("image", "prune", "--force", "--filter", f"label={LABEL}={OWNER}")
     return f"{own_node()}, made"
 
 

@@ -38,6 +38,9 @@ def _prepare(tests: bool) -> None:
             shutil.rmtree(PROGRAMS)
         return node["source"]
 
+    def debian_images(say) -> str:
+        return images.build_workshop(say, compiled=False)
+
     console.run_steps(
         [
             Step("Python packages", tools.ensure_packages),
@@ -47,8 +50,9 @@ def _prepare(tests: bool) -> None:
             Step("node image", fetch, after=("engine",)),
             Step("node programs", compile_programs, after=("node image",)),
             Step("Debian base", images.ensure_debian, after=("engine",)),
+            Step("Debian images", debian_images, after=("Debian base", "Python packages")),
             # Sealed Secrets then finds the client library that it shares with Kubernetes compiled already.
-            Step("workshop images", images.ensure_workshop, after=("Debian base", "node programs")),
+            Step("workshop images", images.ensure_workshop, after=("Debian images", "node programs")),
             Step("node build", build, after=("node programs", "Debian base")),
             Step("cluster image", images.ensure_own_node, after=("node build", "workshop images")),
             *(slides.steps() if tests else []),
