@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kit import LABEL, OWNER, classroom, cluster, console, engine, images, lessons, restricted_runtime, tools
+from kit import LABEL, OWNER, ROOT, classroom, cluster, console, engine, images, lessons, restricted_runtime, tools
 from kit.console import Failure, Step, run, run_steps
 
 # ── console ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -126,6 +126,13 @@ def test_a_privileged_container_runs_on_this_host(engine_ready):
     """Where the host withholds a capability, this needs the restricted runtime to work."""
     shown = images.docker("run", "--rm", "--privileged", "workshop/base:1", "grep", "CapEff", "/proc/self/status")
     assert shown.stdout.startswith("CapEff:")
+
+
+@pytest.mark.cluster
+def test_an_installation_that_was_interrupted_is_completed_first(engine_ready):
+    script = "touch /var/lib/dpkg/updates/0001; python3 -c 'from kit import engine; engine.install(\"curl\")'"
+    kit = [f"--volume={ROOT}/scripts:/scripts:ro", "--env=PYTHONPATH=/scripts"]
+    images.docker("run", "--rm", "--user=0", *kit, "workshop/base:1", "sh", "-ec", script)
 
 
 @pytest.fixture

@@ -129,6 +129,7 @@ def install(*packages: str) -> None:
             run(["apt-get", "update"], env=environment)
         command = ["apt-get", "install", "-y", "-o", "DPkg::Lock::Timeout=120", *packages]
         if run(command, env=environment, check=False).returncode:
+            run(["dpkg", "--configure", "-a"], env=environment)  # an earlier installation was interrupted
             run(["apt-get", "update"], env=environment)  # the lists may be older than the archive
             run(command, env=environment, remedy="Mend what apt-get names, then try again.")
 
