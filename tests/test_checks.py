@@ -210,33 +210,37 @@ def test_02_a_route_with_its_port_and_its_secret(exercise):
 
     turns = itertools.count()
 
-    def after(*changes, port=80):
-        """What the check thinks of the Ingress of the exercise, with a JSON patch that Traefik has heard of."""
+    def mark(port=80):
+        """A host of its own, and the patch that adds a rule for it: it answers when Traefik has heard of the change."""
         host = f"change-{next(turns)}.example"
         path = {"path": "/", "pathType": "Prefix", "backend": {"service": {"name": "votes", "port": {"number": port}}}}
-        rule = {"op": "add", "path": "/spec/rules/-", "value": {"host": host, "http": {"paths": [path]}}}
+        return host, [{"op": "add", "path": "/spec/rules/-", "value": {"host": host, "http": {"paths": [path]}}}]
+
+    def after(*changes, marked=None):
+        """What the check thinks of the Ingress of the exercise, changed by JSON patches, once Traefik follows."""
+        host, rule = marked or mark()
         bash("kubectl replace --filename=../manifests/02-ingress-ends-tls/exercise.yaml")
-        patch = ", ".join([*changes, json.dumps(rule)])
-        bash(f"kubectl patch ingress exercise --type=json --patch='[{patch}]'")
+        bash(f"kubectl patch ingress exercise --type=json --patch='{json.dumps([*changes, *rule])}'")
         lesson.run(f"lab.eventually(lambda: visit({host!r}, trust=None)[0] == '200')")
         return lesson.verdict()
 
     # The wrong shortcuts: the port only, so that no more than --insecure works; no TLS at all.
-    port = '{"op": "replace", "path": "/spec/rules/0/http/paths/0/backend/service/port/number", "value": 80}'
+    port = {"op": "replace", "path": "/spec/rules/0/http/paths/0/backend/service/port/number", "value": 80}
     assert after(port) == "✓✗✓✓"
-    assert after(port, '{"op": "remove", "path": "/spec/tls"}') == "✓✗✓✓"
+    assert after(port, {"op": "remove", "path": "/spec/tls"}) == "✓✗✓✓"
 
     lesson.run(lesson.tagged("solution"))
     assert lesson.verdict() == "✓✓✓✓"
     assert after() == "✗✓✓✓"
 
     # Now the Secret is there: a default backend answers everybody; another port of the Service is other people's loss.
-    backend = '{"service": {"name": "votes", "port": {"number": 80}}}'
-    everybody = f'{{"op": "add", "path": "/spec/defaultBackend", "value": {backend}}}'
-    assert after('{"op": "replace", "path": "/spec/rules", "value": []}', everybody) == "✓✓✗✓"
+    backend = {"service": {"name": "votes", "port": {"number": 80}}}
+    everybody = {"op": "add", "path": "/spec/defaultBackend", "value": backend}
+    no_rules = {"op": "remove", "path": "/spec/rules"}
+    assert after(no_rules, everybody, marked=("nobody.example", [])) == "✓✓✗✓"
     other_port = '[{"op": "replace", "path": "/spec/ports/0/port", "value": 8080}]'
     bash(f"kubectl patch service votes --type=json --patch='{other_port}'")
-    assert after(port=8080) == "✓✓✓✗"
+    assert after(marked=mark(8080)) == "✓✓✓✗"
 
 
 def test_05_one_image_two_environments(exercise):
