@@ -456,3 +456,42 @@ def test_10_a_canary_that_is_taken_back(exercise):
     bash(f"kubectl delete statefulset votes && kubectl apply --filename={manifest}")
     bash("kubectl set env statefulset/votes VOTES_VERSION=2 && kubectl rollout status statefulset/votes --timeout=120s")
     assert lesson.verdict() == "✗✗✓✗"
+
+
+def test_11_a_ledger_that_knows_who_is_late(exercise):
+    lesson = exercise("11", "ledger", "ledger-server", "service")
+    bash("kubectl rollout status deployment/ledger --timeout=90s")
+    bash("kubectl apply --filename=../manifests/11-singletons-need-leases/{lease,account,candidate,offices}.yaml")
+    bash("kubectl rollout status deployment/offices --timeout=90s")
+    for text in ("def book(", "since = 0", "def lease(", "zombie = ''", "def others("):
+        lesson.run(text if "=" in text else lesson.containing(text))
+
+    def after(rule):
+        """What the check thinks of a rule, once somebody had the time to become the leader again."""
+        lesson.run(lesson.tagged("stub").replace("return True", f"return {rule}"))
+        return lesson.verdict()
+
+    assert after("True") == "✓✓✗✗"
+    # The wrong shortcuts: nobody; one name only; nothing twice from a term; one term back; a number for everything.
+    assert after("False") == "✓✗✗✗"
+    assert after("new['office'] == entries[-1]['office']") == "✓✓✗✗"
+    assert after("new['token'] > entries[-1]['token']") == "✓✗✗✗"
+    assert after("new['token'] >= entries[-1]['token'] - 1") == "✓✓✗✗"
+    assert after("not new['ticket'] or new['ticket'] not in [each['ticket'] for each in entries]") == "✓✓✓✗"
+    assert after("nothing") == "✓✗✗✗"
+
+    # Whoever has led before is barred, by name; the ledger begins anew, so that there are names that it has never had.
+    lesson.run(lesson.tagged("stub"))
+    bash("kubectl delete pod --selector=app=ledger && kubectl rollout status deployment/ledger --timeout=90s")
+    lesson.run("lab.eventually(sold)")
+    assert (
+        after("new['office'] in [entries[-1]['office']] or all(new['office'] != each['office'] for each in entries)")
+        == "✓✓✓✗"
+    )
+
+    lesson.run(lesson.tagged("solution"))
+    assert lesson.verdict() == "✓✓✓✓"
+    assert after("new['token'] >= entries[-1]['token']") == "✓✓✓✓"
+    # One candidate: nobody ever takes over.
+    bash("kubectl scale deployment/offices --replicas=1 && kubectl rollout status deployment/offices --timeout=90s")
+    assert lesson.verdict() == "✗✓✗✓"
