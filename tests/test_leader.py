@@ -2,6 +2,9 @@
 
 import importlib.util
 import os
+import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -171,18 +174,56 @@ def test_a_lease_that_is_missing_is_not_made(leader, namespace):
         leader.Candidate("nowhere", namespace, "anna").renew()
 
 
-def test_a_campaign_survives_what_it_is_told(candidate, lease, namespace, capsys, monkeypatch):
-    """The API server refuses: that is said, and tried again; a term is offered when it has begun, and renewed."""
-    anna = candidate("anna")
-    place, anna._place = anna._place, ("nowhere", namespace)
-    terms = anna.terms()
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(next, terms)
-        until(lambda: "The Lease can't be had: Not Found" in capsys.readouterr().out)
-        assert not first.done()
-        anna._place = place
-        assert first.result(timeout=10) == 1
+PROGRAM = """
+import sys, time, kubernetes
+from leader import Candidate
+kubernetes.config.load_kube_config(config_file=sys.argv[1], context=sys.argv[2])
+candidate = Candidate(sys.argv[4], sys.argv[3], "anna")
+for token in candidate.terms():
+    print("leads", token, flush=True)
+    while candidate.term() == token:
+        time.sleep(0.02)
+    print("led", token, flush=True)
+"""
+
+
+@pytest.fixture
+def process(cluster, namespace):
+    """Return a function that starts a process which stands for election, and reads on what it says until a text."""
+    started = []
+
+    def start(lease):
+        place = [str(cluster.kubeconfig), cluster.context, namespace, lease]
+        environment = os.environ | {"PYTHONPATH": str(LEADER.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-c", PROGRAM, *place]
+        made = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        started.append(made)
+        return made, lambda text: next(line for line in made.stdout if line == text + "\n")
+
+    yield start
+    for each in started:
+        each.kill()
+        each.communicate()
+
+
+def test_a_process_that_slept_knows_that_its_term_is_over(candidate, process):
+    anna, said = process("office")
+    assert said("leads 1")
+    bert = candidate("bert")
     began = time.monotonic()
     while time.monotonic() - began < 1.5 * SECONDS:
-        assert anna.term() == 1
-        time.sleep(0.1)
+        assert not bert.renew()  # it renews by itself
+    os.kill(anna.pid, signal.SIGSTOP)
+    until(bert.renew)
+    os.kill(anna.pid, signal.SIGCONT)
+    assert said("led 1")
+    until(lambda: bert.term() is None)
+    assert said("leads 3")
+
+
+def test_a_campaign_outlives_a_refusal(process, namespace):
+    _, said = process("later")
+    assert said("The Lease can't be had: Not Found")
+    body = {"metadata": {"name": "later"}, "spec": {"leaseDurationSeconds": SECONDS}}
+    CoordinationV1Api().create_namespaced_lease(namespace, body)
+    assert said("leads 1")
