@@ -458,6 +458,7 @@ def test_10_a_canary_that_is_taken_back(exercise):
     assert lesson.verdict() == "✗✗✓✗"
 
 
+@pytest.mark.timeout(600)
 def test_11_a_ledger_that_knows_who_is_late(exercise):
     lesson = exercise("11", "ledger", "ledger-server", "service")
     bash("kubectl rollout status deployment/ledger --timeout=90s")
@@ -467,12 +468,15 @@ def test_11_a_ledger_that_knows_who_is_late(exercise):
         lesson.run(text if "=" in text else lesson.containing(text))
 
     def after(rule):
-        """What the check thinks of a rule, once somebody had the time to become the leader again."""
+        """What the check thinks of a rule that is given to the ledger while an office leads and sells."""
+        lesson.run(lesson.tagged("stub"))
+        lesson.run("since = len(book()['entries'])\nlab.eventually(lambda: sold(since), seconds=90)")
         lesson.run(lesson.tagged("stub").replace("return True", f"return {rule}"))
         return lesson.verdict()
 
-    assert after("True") == "✓✓✗✗"
-    # The wrong shortcuts: nobody; one name only; nothing twice from a term; one term back; a number for everything.
+    lesson.run(lesson.tagged("stub"))
+    assert lesson.verdict() == "✓✓✗✗"
+    # The wrong shortcuts: nobody; one name only; each token once; one term back; each ticket once; no Python.
     assert after("False") == "✓✗✗✗"
     assert after("new['office'] == entries[-1]['office']") == "✓✓✗✗"
     assert after("new['token'] > entries[-1]['token']") == "✓✗✗✗"
@@ -480,14 +484,10 @@ def test_11_a_ledger_that_knows_who_is_late(exercise):
     assert after("not new['ticket'] or new['ticket'] not in [each['ticket'] for each in entries]") == "✓✓✓✗"
     assert after("nothing") == "✓✗✗✗"
 
-    # Whoever has led before is barred, by name; the ledger begins anew, so that there are names that it has never had.
-    lesson.run(lesson.tagged("stub"))
+    # Whoever has led before is barred, by name; the ledger begins anew, and so nobody is.
     bash("kubectl delete pod --selector=app=ledger && kubectl rollout status deployment/ledger --timeout=90s")
-    lesson.run("lab.eventually(sold)")
-    assert (
-        after("new['office'] in [entries[-1]['office']] or all(new['office'] != each['office'] for each in entries)")
-        == "✓✓✓✗"
-    )
+    leads, new = "new['office'] == entries[-1]['office']", "new['office'] not in [each['office'] for each in entries]"
+    assert after(f"{leads} or {new}") == "✓✓✓✗"
 
     lesson.run(lesson.tagged("solution"))
     assert lesson.verdict() == "✓✓✓✓"
