@@ -16,7 +16,7 @@ from kit import LABEL, OWNER, ROOT, lessons
 from kubernetes.client import ApiException, CoordinationV1Api, CoreV1Api
 from urllib3.exceptions import HTTPError
 
-LEADER = ROOT.parent / "11-dev" / "leader.py"
+LEADER = ROOT / "images/operator/leader.py"
 SECONDS = 2  # leaseDurationSeconds
 
 
