@@ -17,7 +17,8 @@ from kit.console import Failure, run
 from playwright.sync_api import Browser, sync_playwright
 from pypdf import PdfReader
 
-PARTS = {"part-1": range(0, 5), "part-2": range(5, 9)}  # the numbers of the lessons that a deck presents
+# The numbers of the lessons that a deck presents.
+PARTS = {"part-1": range(0, 5), "part-2": range(5, 9), "part-3": range(9, 11)}
 
 WORDS = 35  # of running text on a slide: who reads does not listen
 SMALLEST = 24  # pixels of text, on a slide 720 high
@@ -130,7 +131,8 @@ def of_a_lesson(stem: str) -> str:
     cells = []
     if path := lessons.notebooks().get(stem[:2]):
         cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    outputs = [output.get("text", "") for cell in cells for output in cell.outputs]
+    shown = [output for cell in cells for output in cell.outputs]
+    outputs = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in shown]
     return " ".join(" ".join([*(cell.source for cell in cells), *outputs, *manifests]).split())
 
 
