@@ -395,6 +395,11 @@ def test_the_images_of_the_list_are_all_built_from_a_folder():
     assert all(image["tag"].startswith("workshop/") for image in images.WORKSHOP.values())
 
 
+def test_what_an_image_shares_with_the_environment_has_the_version_that_is_pinned():
+    shared = images.WORKSHOP["operator"]["wheels"]
+    assert shared == [tools.pinned(wheel.split("==")[0]) for wheel in shared]
+
+
 @pytest.mark.cluster
 def test_the_engine_shows_our_images_with_the_right_architecture(engine_ready):
     shown = json.loads(images.docker("image", "inspect", images.own_node()).stdout)[0]

@@ -12,7 +12,7 @@ from threading import Barrier
 
 import kubernetes
 import pytest
-from kit import LABEL, OWNER, ROOT, lessons
+from kit import LABEL, OWNER, ROOT, console, lessons
 from kubernetes.client import ApiException, CoordinationV1Api, CoreV1Api
 from urllib3.exceptions import HTTPError
 
@@ -64,9 +64,7 @@ def candidate(leader, namespace, lease):
 def until(condition, seconds=10):
     """Return how many seconds it took until the condition was true."""
     began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, f"not in {seconds} seconds"
-        time.sleep(0.05)
+    assert console.until(condition, seconds), f"not in {seconds} seconds"
     return time.monotonic() - began
 
 
