@@ -1,5 +1,6 @@
 """The kit's own functions, each with real files, sockets, programs and containers."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -133,6 +134,35 @@ def test_an_installation_that_was_interrupted_is_completed_first(engine_ready):
     script = "touch /var/lib/dpkg/updates/0001; python3 -c 'from kit import engine; engine.install(\"curl\")'"
     kit = [f"--volume={ROOT}/scripts:/scripts:ro", "--env=PYTHONPATH=/scripts"]
     images.docker("run", "--rm", "--user=0", *kit, "workshop/base:1", "sh", "-ec", script)
+
+
+@pytest.mark.cluster
+def test_an_engine_that_is_still_starting_is_waited_for(engine_ready, tmp_path, monkeypatch):
+    """Like dockerd after a crash: its socket takes connections, and nobody reads them yet."""
+    real, waiting = engine.address().removeprefix("unix://"), threading.Event()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "starting.sock"))
+    listener.listen()
+
+    def carry(source, target):
+        with contextlib.suppress(OSError):  # a client that gave up
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def answer():
+        waiting.wait()
+        while True:
+            client, server = listener.accept()[0], socket.socket(socket.AF_UNIX)
+            server.connect(real)
+            for pair in ((client, server), (server, client)):
+                threading.Thread(target=carry, args=pair, daemon=True).start()
+
+    threading.Thread(target=answer, daemon=True).start()
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/starting.sock")
+    with pytest.raises(engine.Silent, match="does not answer within 4 s"):
+        engine.look()
+    assert engine.ensure(say=lambda text: waiting.set()).endswith("already starting")
 
 
 @pytest.fixture

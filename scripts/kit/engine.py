@@ -18,6 +18,14 @@ OLDEST_VERSION, OLDEST_API = (20, 10), (1, 41)
 LOG = CACHE / "engine" / "dockerd.log"
 
 
+class Absent(Failure):
+    """Nothing answers at the engine's address."""
+
+
+class Silent(Failure):
+    """Something listens at the engine's address and says nothing: it hangs, or it is still starting."""
+
+
 def _numbers(version: str) -> tuple:
     """The leading numbers of a version: "20.10.24+dfsg1" → (20, 10)."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
@@ -48,14 +56,14 @@ def look() -> dict:
     try:
         answer = run(["docker", "version", "--format", "{{json .Server}}"], check=False, timeout=4)
     except Failure:
-        raise Failure(f"Docker at {address()} does not answer within 4 s.", "Restart Docker, then try again.") from None
+        raise Silent(f"Docker at {address()} does not answer within 4 s.", "Restart Docker, then try again.") from None
     if answer.returncode or answer.stdout.strip() in ("", "null"):
         if "permission denied" in answer.stderr.lower():
             raise Failure(
                 f"You may not use Docker at {address()}.",
                 "Add yourself to its group (sudo usermod -aG docker $USER, then log in again), or use sudo.",
             )
-        raise Failure(f"Docker is not running: nothing answers at {address()}.", _how_to_start())
+        raise Absent(f"Docker is not running: nothing answers at {address()}.", _how_to_start())
     server = json.loads(answer.stdout)
     if _numbers(server["Version"]) < OLDEST_VERSION or _numbers(server["ApiVersion"]) < OLDEST_API:
         raise Failure(
@@ -93,11 +101,17 @@ def ensure(say=lambda text: None) -> str:
     """
     try:
         return f"Docker {look()['Version']}, already running"
+    except Silent:
+        # dockerd listens long before it answers: after a crash it first clears away every container that was running.
+        say("waiting for Docker to answer")
+        if not until(_answers, 60):
+            raise
+        return f"Docker {look()['Version']}, already starting"
     except Failure as failure:
         # Only the engine of this machine, as its root: never one that somebody pointed us at.
         if os.environ.get("DOCKER_HOST") or os.getuid() != 0 or not sys.platform.startswith("linux"):
             raise
-        if shutil.which("docker") and not failure.cause.startswith("Docker is not running"):
+        if shutil.which("docker") and not isinstance(failure, Absent):
             raise
     done = "started"
     if not shutil.which("dockerd"):
@@ -150,12 +164,10 @@ def start() -> None:
 
 
 def _answers() -> bool:
-    """Whether the engine runs; any other trouble with it is raised."""
+    """Whether the engine answers by now; any other trouble with it is raised."""
     try:
         return bool(look())
-    except Failure as failure:
-        if not failure.cause.startswith("Docker is not running"):
-            raise
+    except (Absent, Silent):
         return False
 
 
