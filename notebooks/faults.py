@@ -1,6 +1,5 @@
 """Faults that a lesson injects into nodes. Repaired by `heal`, by a cell that fails, and when the kernel ends."""
 
-import atexit
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from lab import Problem
 
 _HEAL = [sys.executable, Path(__file__).resolve().parent.parent / "scripts" / "cluster", "heal"]
 _hurt = set()  # the nodes that this notebook has stopped, and that were not healed yet
+_guards = []  # what heals them if this kernel ends before it has
 
 
 def workers() -> list[str]:
@@ -32,7 +32,8 @@ def stop_node(node: str) -> None:
     if state != "running":
         raise Problem(f"The node {node} is {state} already. Run scripts/cluster heal, then this lesson from the top.")
     _hurt.add(node)
-    _docker("stop", "--time=1", node)
+    _guard()
+    _docker("kill", node)  # and not `stop`, which lets programs say goodbye
 
 
 def heal() -> None:
@@ -45,6 +46,8 @@ def heal() -> None:
     if done.returncode:
         raise Problem(done.stderr.strip())
     _hurt.clear()
+    while _guards:
+        _guards.pop().communicate("healed\n")
 
 
 def _docker(*arguments):
@@ -61,13 +64,14 @@ def _heal_after(cell):
         heal()
 
 
-def _heal_behind():
-    """Have it repaired by a process that outlives this kernel, which has only a few seconds to end."""
-    if _hurt:
-        subprocess.Popen(_HEAL, start_new_session=True, stdin=subprocess.DEVNULL,
-                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+def _guard():
+    """Have a process that heals as soon as this kernel has ended, however it ends."""
+    if not _guards:
+        # This pipe breaks with the kernel, even one that is killed; unless all is well, it says nothing before.
+        wait, quiet = ["sh", "-c", 'read word || exec "$0" "$@"', *_HEAL], subprocess.DEVNULL
+        _guards.append(subprocess.Popen(wait, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, text=True,
+                                        start_new_session=True))  # fmt: skip
 
 
-atexit.register(_heal_behind)
 if shell := get_ipython():
     shell.events.register("post_run_cell", _heal_after)

@@ -495,3 +495,72 @@ def test_11_a_ledger_that_knows_who_is_late(exercise):
     # One candidate: nobody ever takes over.
     bash("kubectl scale deployment/offices --replicas=1 && kubectl rollout status deployment/offices --timeout=90s")
     assert lesson.verdict() == "✗✓✗✓"
+
+
+@pytest.mark.timeout(600)  # it makes one history part from the other twice, and begins anew twice
+def test_12_a_former_primary_becomes_a_replica(exercise):
+    lesson = exercise("12", "services", "runbook", "start-fenced")
+    bash("kubectl create secret generic db --from-literal=password=demo-12")
+    for manifest in ("db", "client"):
+        bash(f"kubectl apply --filename=../manifests/12-replicas-can-lie/{manifest}.yaml")
+    bash("kubectl rollout status statefulset/db --timeout=120s && kubectl wait --for=condition=Ready pod/client")
+
+    def begin():
+        """Let db-0 acknowledge rows that the others do not have, and db-2 take its place."""
+        bash("""
+            run() { kubectl exec $1 -- sh /program/$2 $3; }
+            run db-0 promote
+            kubectl exec db-0 -- mariadb votes --execute='CREATE OR REPLACE TABLE ballots (number INT PRIMARY KEY)'
+            run db-1 follow db-0.db && run db-2 follow db-0.db
+            kubectl label --overwrite pod db-0 role=primary && kubectl label --overwrite pod db-1 db-2 role=replica""")
+        lesson.run("meter, sure = Meter('primary'), Meter('primary', first=1001)")
+        lesson.run("meter.write(3)")
+        lesson.run("lab.eventually(lambda: meter.lost('db-1') == meter.lost('db-2') == 0)")
+        bash("for pod in db-1 db-2; do kubectl exec $pod -- mariadb --execute='STOP SLAVE IO_THREAD'; done")
+        lesson.run("meter.write(3)")
+        bash("kubectl delete pod db-0 && kubectl rollout status statefulset/db --timeout=90s")
+        lesson.run(lesson.tagged("begin"))
+        lesson.run("sure.write(3)")
+
+    def anew(ordinal):
+        """Have a server begin anew, and follow another."""
+        bash(f"""
+            kubectl delete persistentvolumeclaim data-db-{ordinal} --wait=false
+            kubectl delete pod db-{ordinal} && kubectl rollout status statefulset/db --timeout=90s""")
+
+    begin()
+    lesson.run(lesson.tagged("stub"))
+    assert lesson.verdict() == "✓✗✗"
+    # The wrong shortcuts: db-0 takes writes again; it forgets its history and follows, with rows that nobody else has.
+    bash("kubectl exec db-0 -- sh /program/promote")
+    assert lesson.verdict() == "✗✗✗"
+    bash("""
+        position=$(kubectl exec db-2 -- mariadb --skip-column-names --execute='SELECT @@gtid_binlog_pos')
+        kubectl exec db-0 -- mariadb --execute="
+          STOP SLAVE; RESET SLAVE ALL; RESET MASTER; SET GLOBAL gtid_slave_pos = '$position'"
+        kubectl exec db-0 -- sh /program/follow db-2.db && kubectl label --overwrite pod db-0 role=replica""")
+    assert lesson.verdict() == "✓✗✗"
+    # It begins anew at once: a proper replica, and its rows are lost.
+    anew(0)
+    bash("kubectl exec db-0 -- sh /program/follow db-2.db && kubectl label pod db-0 role=replica")
+    assert lesson.verdict() == "✓✗✓"
+
+    # The rows reach db-2, and db-0 stays as it is.
+    begin()
+    solution = lesson.tagged("solution")
+    lesson.run(solution.partition("\n\n")[0])
+    assert lesson.verdict() == "✓✓✗"
+    lesson.run(solution)
+    assert lesson.verdict() == "✓✓✓"
+    # A replica that no Service leads to; one that is gone.
+    bash("kubectl label pod db-0 role-")
+    assert lesson.verdict() == "✓✓✗"
+
+    # Bad input: the primary is killed once more, and nobody takes its place; a replica has nobody to follow.
+    bash("kubectl delete pod db-2")
+    with pytest.raises(lesson.names["lab"].Problem, match="promote a replica"):
+        lesson.run("sure.write(1)")
+    follow = ["kubectl", "exec", "db-1", "--", "sh", "/program/follow", "nobody.db"]
+    refused = subprocess.run(follow, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "db-1 can't follow nobody.db: " in refused.stderr and "Then follow it once more." in refused.stderr

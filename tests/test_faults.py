@@ -26,6 +26,7 @@ import pytest
 from kit import LABEL, OWNER, ROOT, STATE, cluster, images, lessons, tools
 from kit.console import Failure, run
 from kit.images import docker
+from nbclient.exceptions import DeadKernelError
 
 pytestmark = pytest.mark.cluster
 
@@ -497,7 +498,7 @@ def test_heal_undoes_what_lessons_do_to_nodes():
     assert "nothing to heal" in outcome("cluster", "heal")[1]
 
 
-def test_a_stopped_node_is_healed_by_a_failing_cell_and_at_the_end_of_its_kernel():
+def test_a_stopped_node_is_healed_by_a_failing_cell_and_when_its_kernel_is_killed():
     """One that is no worker, or stopped already, is refused in a sentence."""
     sources = ["import faults\nnode = faults.workers()[1]", "faults.stop_node(node)", "1 / 0", "print(faults._hurt)"]
     sources += ["faults.stop_node(node)", "faults.stop_node(node)", "faults.stop_node(node[:-1] + '3')"]
@@ -509,9 +510,10 @@ def test_a_stopped_node_is_healed_by_a_failing_cell_and_at_the_end_of_its_kernel
     assert "is exited already. Run scripts/cluster heal" in done[5].outputs[0].traceback[0]
     assert "is no worker of this cluster" in done[6].outputs[0].traceback[0]
     until(lambda: cluster.status()[0] == "usable")
-    # … but here it has.
-    client.nb.cells = cells[:2]
-    client.execute()
+    # … but here it has, though the kernel can't do it any more.
+    client.nb.cells = [*cells[:2], nbformat.v4.new_code_cell("import os\nos.kill(os.getpid(), 9)")]
+    with pytest.raises(DeadKernelError):
+        client.execute()
     until(lambda: cluster.status()[0] == "usable", 90)
 
 

@@ -75,5 +75,6 @@ def test_row_30_every_cell_of_a_lesson_may_be_run_twice(cluster, path):
         try:
             lessons.client(notebook, path.parent).execute()
         finally:
+            our_cluster.heal()
             lessons.delete_namespaces(path.stem)
             lessons.remove_cluster(path.stem)
