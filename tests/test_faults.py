@@ -23,7 +23,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from kit import LABEL, OWNER, ROOT, STATE, cluster, images, lessons, tools
+from kit import LABEL, OWNER, ROOT, STATE, cluster, console, images, lessons, tools
 from kit.console import Failure, run
 from kit.images import docker
 from nbclient.exceptions import DeadKernelError
@@ -124,10 +124,8 @@ def volumes() -> set[str]:
 
 def until(question, seconds: float = 60):
     """Ask until the answer is true; fail after the deadline."""
-    deadline = time.monotonic() + seconds
-    while not (answer := question()):
-        assert time.monotonic() < deadline, f"not so after {seconds} s"
-        time.sleep(0.1)
+    answer = console.until(question, seconds)
+    assert answer, f"not so after {seconds} s"
     return answer
 
 
