@@ -16,6 +16,7 @@ from kit import ROOT, lessons, slides
 from kit.console import Failure, run
 from playwright.sync_api import Browser, sync_playwright
 from pypdf import PdfReader
+from survival import Matrix
 
 # The numbers of the lessons that a deck presents.
 PARTS = {"part-1": range(0, 5), "part-2": range(5, 9), "part-3": range(9, 13)}
@@ -409,8 +410,68 @@ def test_the_lock_names_no_registry_and_no_place_on_a_machine():
     assert lock.count('"integrity": "sha512-') == lock.count('"node_modules/')
 
 
-def test_the_command_builds_every_deck():
+def test_the_command_builds_every_deck_and_the_poster():
+    (slides.BUILT / "survival.pdf").unlink(missing_ok=True)
     done = run([ROOT / "scripts/slides"])
     assert "The slides are in .workshop/slides/" in done.stdout
     for source in slides.decks():
         assert (slides.BUILT / f"{source.stem}.html").exists() and (slides.BUILT / f"{source.stem}.pdf").exists()
+    assert (slides.BUILT / "survival.pdf").exists()
+
+
+# ── The poster ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# What is written where, and the frames of the cells: in millimetres, each as [words, left, top, right, bottom].
+BOXES = """() => {
+    const boxes = name => [...document.querySelectorAll(name)].map(each => {
+        const box = each.getBBox();
+        return [each.textContent, box.x, box.y, box.x + box.width, box.y + box.height];
+    });
+    return [boxes("text"), boxes("rect")];
+}"""
+
+
+def crowded(browser: Browser, picture: str) -> list[str]:
+    """Which texts of a poster lie across a frame, or on one another, or leave the sheet."""
+    page = browser.new_page()
+    page.set_content(picture)
+    texts, (sheet, *frames) = page.evaluate(BOXES)
+    page.close()
+    complaints = []
+    for place, text in enumerate(texts):
+        if not inside(text, sheet):
+            complaints.append(f"{text[0]} leaves the sheet")
+        complaints += [f"{text[0]} leaves its cell" for box in frames if touch(text, box) and not inside(text, box)]
+        complaints += [f"{text[0]} lies on {other[0]}" for other in texts[:place] if touch(text, other)]
+    return complaints
+
+
+def inside(text, box):
+    """Whether a text is within a box, from left to right; the box of a letter is higher than what one sees of it."""
+    return box[1] <= text[1] and text[3] <= box[3]
+
+
+def touch(one, other):
+    """Whether two boxes have more in common than the air above and below letters."""
+    across = min(one[3], other[3]) - max(one[1], other[1])
+    down = min(one[4], other[4]) - max(one[2], other[2])
+    return across > 0 and down > 0.3 * min(one[4] - one[2], other[4] - other[2])
+
+
+def test_nothing_on_the_poster_is_crowded(browser):
+    assert crowded(browser, slides.POSTER.read_text()) == []
+
+
+def test_a_crowded_poster_is_noticed(browser):
+    long = slides.POSTER.read_text().replace(">by default<", ">by default, and not otherwise<", 1)
+    assert "by default, and not otherwise leaves its cell" in crowded(browser, long)
+    wide = slides.POSTER.read_text().replace(">What outlives what<", f">{'What outlives what ' * 5}<")
+    assert any("leaves the sheet" in each or "lies on" in each for each in crowded(browser, wide))
+
+
+def test_the_poster_is_one_page_of_a3_with_every_name(browser, tmp_path):
+    (page,) = PdfReader(slides.make_poster(tmp_path)).pages
+    assert [round(float(side) / 72 * 25.4) for side in page.mediabox[2:]] == [420, 297]
+    assert [path.name for path in tmp_path.iterdir()] == ["survival.pdf"]
+    words, matrix = " ".join(page.extract_text().split()), Matrix(15)
+    assert [name for name in [*matrix.rows, *matrix.columns] if name not in words] == []

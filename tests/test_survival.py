@@ -3,10 +3,11 @@
 import re
 from html.parser import HTMLParser
 from itertools import product
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
-from kit import lessons
+from kit import lessons, poster
 from survival import Matrix
 
 import lab
@@ -84,6 +85,37 @@ def test_what_is_filled_is_marked_by_more_than_colour():
     assert len({re.search("background: (#.*)", attributes["style"])[1] for attributes, _ in filled}) == 3
     assert not re.search(r"(?<!-)\bcolor:", str(cells)), "the page's own, dark or light"
     assert 'title="Delete &amp; Retain"' in Matrix(8, DATA)._repr_html_()
+
+
+# ── As a poster ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def texts(picture):
+    """What is written in an SVG: (words, size)."""
+    root = ElementTree.fromstring(picture)
+    return [("".join(each.itertext()), float(each.get("font-size"))) for each in root.iter() if each.tag[-4:] == "text"]
+
+
+def test_the_poster_has_every_name_verdict_and_lesson():
+    words = [text for text, _ in texts(poster.draw(DATA, "v1.99"))]
+    assert {"memory", "a", "<claim>", "restart", "delete", "node", "stop", "outlives …"} <= set(words)
+    assert "each cell tried on Kubernetes v1.99" in words
+    place = words.index("memory")
+    in_rows = ["memory", "no", "3", "?", "?", "a", "<claim>", "yes", "3", "if", "told so", "8", "?"]
+    assert words[place : place + len(in_rows)] == in_rows
+
+
+def test_the_poster_says_in_a_description_what_it_shows():
+    described = ElementTree.fromstring(poster.draw(DATA, "v1.99")).find("{*}desc").text
+    assert described == "memory × restart: no; a <claim> × restart: yes; a <claim> × delete: if told so"
+
+
+def test_the_poster_can_be_read_from_two_metres_and_in_black():
+    assert min(size for _, size in texts(poster.draw(DATA, "v1.99"))) >= 6  # millimetres: letters 4 mm high
+    shapes = [shape for _, _, shape in poster.MARKS.values()]
+    assert len(set(shapes)) == 3 and "#" not in "".join(shapes)
+    width, height = re.search(r'width="(\d+)mm" height="(\d+)mm"', poster.draw(DATA, "v1.99")).groups()
+    assert (int(width), int(height)) == (420, 297), "A3, across"
 
 
 # ── Compared with the cluster ─────────────────────────────────────────────────────────────────────────────────────

@@ -16,9 +16,9 @@ VOLUMES = ("/var/local-path-provisioner", cluster.SHARED)  # where nodes keep th
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
-def notebooks() -> dict[str, Path]:
+def notebooks(folder: Path = NOTEBOOKS) -> dict[str, Path]:
     """Every lesson's notebook by its number: {"01": …/01-stateless-apps-scale.ipynb}."""
-    return {path.stem[:2]: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]-*.ipynb"))}
+    return {path.stem[:2]: path for path in sorted(folder.glob("[0-9][0-9]-*.ipynb"))}
 
 
 def turn():

@@ -1,4 +1,7 @@
-"""The slides: each deck in slides/ as HTML and PDF, by Marp (in the user's cache) and the system's Chromium."""
+"""The slides: each deck in slides/ as HTML and PDF, by Marp (in the user's cache) and the system's Chromium.
+
+And the poster, slides/survival.svg, as PDF, by Chromium alone.
+"""
 
 import base64
 import contextlib
@@ -17,6 +20,7 @@ from kit.console import Failure, Step, run
 SLIDES = ROOT / "slides"
 BUILT = STATE / "slides"
 THEME = SLIDES / "theme.css"
+POSTER = SLIDES / "survival.svg"
 
 NODE_OLDEST = (18,)  # what Marp asks for
 NODE = CACHE / "node" / "bin" / "node"
@@ -163,6 +167,21 @@ def make_pdf(deck: Path, folder: Path) -> Path:
     """Make a deck's PDF, under its stem in the folder."""
     with _made(deck, folder, ".pdf") as pages:
         _marp(deck, "--output", pages, "--pdf", "--pdf-outlines", "--allow-local-files", "--browser-path", chromium())
+    return folder / pages.name
+
+
+def make_poster(folder: Path = BUILT) -> Path:
+    """Print the poster, under its stem in the folder: a PDF of one page, as large as the picture says it is."""
+    picture = POSTER.read_text()
+    size = " ".join(re.search(r'width="(\w+)" height="(\w+)"', picture).groups())
+    style = f"<style>@page {{size: {size}; margin: 0}} body {{margin: 0}} svg {{display: block}}</style>"
+    with _made(POSTER, folder, ".pdf") as pages, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        frame = pages.with_suffix(".html")
+        frame.write_text(f'<!doctype html><meta charset="utf-8">{style}{picture}')
+        quiet = ["--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+        sandbox = ["--no-sandbox"] if os.getuid() == 0 else []
+        command = [chromium(), *quiet, *sandbox, f"--user-data-dir={profile}", "--no-pdf-header-footer"]
+        run([*command, f"--print-to-pdf={pages}", frame.as_uri()], timeout=120)
     return folder / pages.name
 
 
