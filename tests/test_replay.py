@@ -65,16 +65,20 @@ def test_a_cluster_that_a_lesson_did_not_throw_away_is_removed(cluster, replay, 
     assert our_cluster.nodes() == {}
 
 
-@pytest.mark.cluster
+@pytest.fixture
+def turn(path):
+    """The lesson's turn: together with other lessons, unless it stops nodes."""
+    with lessons.turn(shared="import faults" not in path.read_text()):
+        yield
+        our_cluster.heal()
+        lessons.delete_namespaces(path.stem)
+        lessons.remove_cluster(path.stem)
+
+
+@pytest.mark.beside
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", lessons.notebooks().values(), ids=lambda path: path.stem)
-def test_row_30_every_cell_of_a_lesson_may_be_run_twice(cluster, path):
+def test_row_30_every_cell_of_a_lesson_may_be_run_twice(cluster, turn, path):
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code" for _ in range(2)]
-    with lessons.turn():
-        try:
-            lessons.client(notebook, path.parent).execute()
-        finally:
-            our_cluster.heal()
-            lessons.delete_namespaces(path.stem)
-            lessons.remove_cluster(path.stem)
+    lessons.client(notebook, path.parent).execute()
