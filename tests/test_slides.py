@@ -5,6 +5,7 @@ Each rule returns its complaints about a deck; a test with a broken deck shows o
 
 import re
 import shutil
+import unicodedata
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -410,13 +411,57 @@ def test_the_lock_names_no_registry_and_no_place_on_a_machine():
     assert lock.count('"integrity": "sha512-') == lock.count('"node_modules/')
 
 
-def test_the_command_builds_every_deck_and_the_poster():
-    (slides.BUILT / "survival.pdf").unlink(missing_ok=True)
+@pytest.fixture(scope="module")
+def built() -> Path:
+    """Where the command has put what it builds."""
+    for name in ("kubernetes-and-state.pdf", "survival.pdf"):
+        (slides.BUILT / name).unlink(missing_ok=True)
     done = run([ROOT / "scripts/slides"])
     assert "The slides are in .workshop/slides/" in done.stdout
+    return slides.BUILT
+
+
+def test_the_command_builds_every_deck_and_the_poster(built):
     for source in slides.decks():
-        assert (slides.BUILT / f"{source.stem}.html").exists() and (slides.BUILT / f"{source.stem}.pdf").exists()
-    assert (slides.BUILT / "survival.pdf").exists()
+        assert (built / f"{source.stem}.html").exists() and (built / f"{source.stem}.pdf").exists()
+    assert (built / "survival.pdf").exists()
+
+
+# ── All parts in one ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def whole(built) -> PdfReader:
+    """The PDF of all parts."""
+    return PdfReader(built / "kubernetes-and-state.pdf")
+
+
+def written(page) -> tuple[list[str], list[str]]:
+    """What is written on a page and in its picture, line by line; and above it: its lesson, if any, and its number."""
+    *lines, top = unicodedata.normalize("NFKC", page.extract_text()).splitlines()  # a PDF has ligatures
+    return lines, top.split()
+
+
+def test_one_pdf_has_the_slides_of_all_parts(whole, built):
+    pages = [page for part in PARTS for page in PdfReader(built / f"{part}.pdf").pages]
+    assert [written(page)[0] for page in whole.pages] == [written(page)[0] for page in pages]
+
+
+def test_its_page_numbers_run_on(whole):
+    assert [written(page)[1][-1] for page in whole.pages] == [str(number + 1) for number in range(len(whole.pages))]
+
+
+def test_its_outline_names_the_parts_and_their_lessons(whole):
+    tops = [written(page)[1] for page in whole.pages]
+    assert len(whole.outline) == 2 * len(PARTS)  # after each part a list of its lessons
+    for part, entries, (deck, numbers) in zip(whole.outline[::2], whole.outline[1::2], PARTS.items(), strict=True):
+        assert part.title.startswith(f"Part {deck[-1]}: ")
+        assert part.title in written(whole.pages[whole.get_destination_page_number(part)])[0]
+        for entry, stem in zip(entries, stems(numbers), strict=True):
+            claim = nbformat.read(lessons.notebooks()[stem[:2]], as_version=4).cells[0].source.splitlines()[0]
+            assert entry.title == claim.removeprefix("# ").replace("`", "")
+            first = [top[0] for top in tops].index(stem)
+            assert whole.get_destination_page_number(entry) == first
 
 
 # ── The poster ────────────────────────────────────────────────────────────────────────────────────────────────────

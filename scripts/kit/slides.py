@@ -1,4 +1,4 @@
-"""The slides: each deck in slides/ as HTML and PDF, by Marp (in the user's cache) and the system's Chromium.
+"""The slides: each deck in slides/ as HTML and PDF, and all in one PDF, by Marp (in the user's cache) and Chromium.
 
 And the poster, slides/survival.svg, as PDF, by Chromium alone.
 """
@@ -14,13 +14,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from kit import CACHE, ROOT, STATE, console, engine, tools
+from kit import CACHE, ROOT, STATE, console, engine, ledger, tools
 from kit.console import Failure, Step, run
 
 SLIDES = ROOT / "slides"
 BUILT = STATE / "slides"
 THEME = SLIDES / "theme.css"
 POSTER = SLIDES / "survival.svg"
+WHOLE = "kubernetes-and-state"  # the stem of the PDF of all decks
+
+PICTURE = re.compile(r"(!\[[^]]*]\()([^)\s]+)")  # in a deck; the second group is the path
 
 NODE_OLDEST = (18,)  # what Marp asks for
 NODE = CACHE / "node" / "bin" / "node"
@@ -166,8 +169,50 @@ def make_html(deck: Path, folder: Path) -> Path:
 def make_pdf(deck: Path, folder: Path) -> Path:
     """Make a deck's PDF, under its stem in the folder."""
     with _made(deck, folder, ".pdf") as pages:
-        _marp(deck, "--output", pages, "--pdf", "--pdf-outlines", "--allow-local-files", "--browser-path", chromium())
+        _print(deck, pages, "--pdf-outlines")
     return folder / pages.name
+
+
+def make_whole(folder: Path = BUILT) -> Path:
+    """Make one PDF of all decks, in which the page numbers run on, and the outline names the parts and the lessons."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+        deck = Path(part) / f"{WHOLE}.md"
+        deck.write_text(_joined(decks(), deck.parent))
+        with _made(deck, folder, ".pdf") as pages:
+            _print(deck, pages)
+            _add_outline(pages, deck.read_text())
+    return folder / pages.name
+
+
+def _joined(parts: list[Path], folder: Path) -> str:
+    """The text of one deck with the slides of several, for a file in the folder."""
+
+    def seen_from_there(found: re.Match) -> str:
+        return found[1] + os.path.relpath(SLIDES / found[2], folder)
+
+    front = '---\nmarp: true\ntheme: workshop\ntitle: "Kubernetes & State"\npaginate: true'
+    return PICTURE.sub(seen_from_there, "\n---\n".join([front, *(_slides(part.read_text()) for part in parts)]))
+
+
+def _slides(deck: str) -> str:
+    """The slides of a deck, without what stands at its head."""
+    return deck.removeprefix("---\n").partition("\n---\n")[2]
+
+
+def _add_outline(pages: Path, deck: str) -> None:
+    """Give the PDF of a deck an outline: the parts, and in each its lessons."""
+    from pypdf import PdfWriter  # set-up imports this module before there is an environment
+
+    titles = {lesson.file: lesson.title.replace("`", "") for lesson in ledger.all_lessons()}
+    writer, part = PdfWriter(clone_from=pages), None
+    for number, slide in enumerate(re.split("^---$", _slides(deck), flags=re.MULTILINE)):
+        if begins := re.search(r"^Part \d+: .+", slide, flags=re.MULTILINE):
+            part = writer.add_outline_item(begins[0], number)
+        if begins := re.search(r"^<!-- header: (\d\d-\S+) -->", slide, flags=re.MULTILINE):
+            writer.add_outline_item(titles[f"{begins[1]}.ipynb"], number, part)
+    writer.page_mode = "/UseOutlines"
+    writer.write(pages)
 
 
 def make_poster(folder: Path = BUILT) -> Path:
@@ -188,7 +233,7 @@ def make_poster(folder: Path = BUILT) -> Path:
 @contextlib.contextmanager
 def _made(deck: Path, folder: Path, suffix: str) -> Iterator[Path]:
     """Where to write the file that shall be in the folder, whole or not at all; refuses a deck that lacks a picture."""
-    for picture in re.findall(r"!\[[^]]*]\(([^)\s]+)", deck.read_text()):
+    for _, picture in PICTURE.findall(deck.read_text()):
         if not (deck.parent / picture).exists():
             raise Failure(
                 f"{deck.name} shows {picture}, and no such file is there.", f"Make it, or mend its path in {deck.name}."
@@ -198,6 +243,12 @@ def _made(deck: Path, folder: Path, suffix: str) -> Iterator[Path]:
         path = Path(part) / f"{deck.stem}{suffix}"
         yield path
         path.replace(folder / path.name)
+
+
+def _print(deck: Path, pages: Path, *options) -> None:
+    """Have Marp and Chromium print a deck."""
+    local = ("--allow-local-files", "--browser-path", chromium())
+    _marp(deck, "--output", pages, "--pdf", *options, *local)
 
 
 def _marp(*arguments) -> None:
