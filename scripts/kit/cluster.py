@@ -198,7 +198,7 @@ def _resume(states: dict[str, str], single: bool, say) -> bool:
             docker("unpause" if state == "paused" else "start", node)
     if set(states.values()) == {"running"}:
         _write_kubeconfig()
-        if _mark() is not None:
+        if _mark() is not None and _reachable():
             return True
     # The mark is kept in the API server: give it time to come up, watching the containers' own word for it.
     _write_kubeconfig(wait=True)
@@ -209,6 +209,8 @@ def _resume(states: dict[str, str], single: bool, say) -> bool:
     say("waiting for word from every node")
     started = {node for node, state in states.items() if state != "running"}
     if not until(lambda: started <= _heard_since(began), READY_SECONDS):
+        return False
+    if not until(_reachable, READY_SECONDS):
         return False
     _settle(single, items[0]["metadata"]["annotations"][MARK], say)
     return True
@@ -261,6 +263,22 @@ def _heard_since(began: datetime.datetime) -> set[str]:
     return {
         item["metadata"]["name"] for item in items if datetime.datetime.fromisoformat(item["spec"]["renewTime"]) > began
     }
+
+
+def _reachable() -> bool:
+    """Whether each node is where the API server looks for it, and its kubelet answers: logs and exec need that.
+
+    Containers that the engine itself started again may have changed addresses, and nodes tell theirs a little later.
+    """
+    items = _node_objects()
+    for item in items or []:
+        node = item["metadata"]["name"]
+        known = [each["address"] for each in item["status"]["addresses"] if each["type"] == "InternalIP"]
+        networks = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
+        healthy = kubectl("get", f"--raw=/api/v1/nodes/{node}/proxy/healthz", "--request-timeout=5s", check=False)
+        if known[:1] != docker("inspect", "--format", networks, node).stdout.split()[:1] or healthy.stdout != "ok":
+            return False
+    return bool(items)
 
 
 def _write_kubeconfig(wait: bool = False) -> None:
