@@ -450,6 +450,24 @@ def test_row_36_a_stopped_cluster_is_said_and_started_again():
     until(lambda: read_back() == NONCE)
 
 
+def test_nodes_that_have_swapped_addresses_are_waited_for():
+    """As after an engine's restart: the API server looks for a kubelet where the other one is, until both tell."""
+    networks = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    names = [f"{NAME}-worker", f"{NAME}-worker2"]
+    workers = {node: docker("inspect", "--format", networks, node).stdout.strip() for node in names}
+    docker("stop", "--time=1", *workers)
+    for node in sorted(workers, key=lambda node: int(workers[node].split(".")[-1]), reverse=True):
+        docker("start", node)  # each gets the lowest address that is free
+    swapped = {node: docker("inspect", "--format", networks, node).stdout.strip() for node in workers}
+    assert swapped != workers
+    status, output = outcome("cluster", "up")
+    assert status == 0, output
+    known = "{.status.addresses[?(@.type=='InternalIP')].address}"
+    assert swapped == {
+        node: cluster.kubectl("get", "node", node, f"--output=jsonpath={known}").stdout for node in workers
+    }
+
+
 def test_an_older_cluster_is_mended_and_serves_the_gateway_api():
     """One from before the Gateway API, with a Traefik that knows nothing of it, need not be made anew."""
     cluster.kubectl("delete", "deployment/traefik", "--namespace=ingress")
