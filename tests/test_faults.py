@@ -452,13 +452,11 @@ def test_row_36_a_stopped_cluster_is_said_and_started_again():
 
 def test_nodes_that_have_swapped_addresses_are_waited_for():
     """As after an engine's restart: the API server looks for a kubelet where the other one is, until both tell."""
-    networks = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
-    names = [f"{NAME}-worker", f"{NAME}-worker2"]
-    workers = {node: docker("inspect", "--format", networks, node).stdout.strip() for node in names}
+    workers = {node: cluster.address(node) for node in (f"{NAME}-worker", f"{NAME}-worker2")}
     docker("stop", "--time=1", *workers)
     for node in sorted(workers, key=lambda node: int(workers[node].split(".")[-1]), reverse=True):
         docker("start", node)  # each gets the lowest address that is free
-    swapped = {node: docker("inspect", "--format", networks, node).stdout.strip() for node in workers}
+    swapped = {node: cluster.address(node) for node in workers}
     assert swapped != workers
     status, output = outcome("cluster", "up")
     assert status == 0, output

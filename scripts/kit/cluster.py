@@ -274,11 +274,16 @@ def _reachable() -> bool:
     for item in items or []:
         node = item["metadata"]["name"]
         known = [each["address"] for each in item["status"]["addresses"] if each["type"] == "InternalIP"]
-        networks = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
         healthy = kubectl("get", f"--raw=/api/v1/nodes/{node}/proxy/healthz", "--request-timeout=5s", check=False)
-        if known[:1] != docker("inspect", "--format", networks, node).stdout.split()[:1] or healthy.stdout != "ok":
+        if known[:1] != [address(node)] or healthy.stdout != "ok":
             return False
     return bool(items)
+
+
+def address(node: str) -> str:
+    """The address that the engine has given to a node's container; "" if it has none, as one that is stopped."""
+    networks = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
+    return docker("inspect", "--format", networks, node).stdout.strip().partition(" ")[0]
 
 
 def _write_kubeconfig(wait: bool = False) -> None:

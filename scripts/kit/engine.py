@@ -104,9 +104,9 @@ def ensure(say=lambda text: None) -> str:
     except Silent:
         # dockerd listens long before it answers: after a crash it first clears away every container that was running.
         say("waiting for Docker to answer")
-        if not until(_answers, 60):
+        if not (server := until(_answers, 60)):
             raise
-        return f"Docker {look()['Version']}, already starting"
+        return f"Docker {server['Version']}, already starting"
     except Failure as failure:
         # Only the engine of this machine, as its root: never one that somebody pointed us at.
         if os.environ.get("DOCKER_HOST") or os.getuid() != 0 or not sys.platform.startswith("linux"):
@@ -163,12 +163,12 @@ def start() -> None:
         raise Failure(f"dockerd did not come up: {' '.join(last)}", f"Read {LOG}.")
 
 
-def _answers() -> bool:
-    """Whether the engine answers by now; any other trouble with it is raised."""
+def _answers() -> dict | None:
+    """What `look` returns, once the engine answers; any other trouble with it is raised."""
     try:
-        return bool(look())
+        return look()
     except (Absent, Silent):
-        return False
+        return None
 
 
 def _start_detached() -> None:
