@@ -4,6 +4,7 @@ Tests ask for the fixtures `kind` and `cluster`; nbval's cells can have no fixtu
 """
 
 import os
+import re
 import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -148,14 +149,17 @@ def pytest_collection_modifyitems(items):
             item.output_timeout = 60  # nbval would give a busy machine 5 s to print what a cell has done
         if isinstance(item, IPyNbCell) or {"kind", "cluster"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("cluster")
+        if item.get_closest_marker("beside"):  # the tests of one lesson use the same names, so they take turns
+            item.add_marker(pytest.mark.xdist_group(re.search(r"(?:test_|\[)(\d\d)", item.name)[1]))
     for notebook in {item.parent for item in items if isinstance(item, IPyNbCell)}:
         notebook.skip_compare += ("image/svg+xml",)  # a chart shows seconds; the text beside it is compared
 
 
 @pytest.hookimpl(trylast=True)  # after pytest has stopped the last kernel
 def pytest_sessionfinish(session):
-    """Leave the machine as it was found."""
-    session.config.stash[CLUSTER].close(session.config.option.keep_cluster)
+    """Leave the machine as it was found; a session that is one of several does not know whether the others are done."""
+    one_of_several = hasattr(session.config, "workerinput")
+    session.config.stash[CLUSTER].close(session.config.option.keep_cluster or one_of_several)
 
 
 # ── Tests ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,8 @@ import nbformat
 import pytest
 from kit import LABEL, OWNER, ROOT, lessons
 
+pytestmark = pytest.mark.beside
+
 PATCH = "kubectl patch deployment votes --patch '%s' && kubectl rollout status deployment/votes --timeout=60s"
 
 
@@ -63,11 +65,12 @@ def exercise(cluster, capsys, monkeypatch):
     before, namespace, umask = dict(os.environ), f"test-checks-{os.getpid()}", os.umask(0o077)
     os.umask(umask)
     monkeypatch.chdir(ROOT)
-    yield lambda number, *manifests: Exercise(capsys, number, namespace, *manifests)
-    os.environ.clear()
-    os.environ.update(before)
-    os.umask(umask)
-    lessons.delete_namespaces(namespace)
+    with lessons.turn(shared=True):
+        yield lambda number, *manifests: Exercise(capsys, number, namespace, *manifests)
+        os.environ.clear()
+        os.environ.update(before)
+        os.umask(umask)
+        lessons.delete_namespaces(namespace)
 
 
 def test_01_a_rollout_without_loss(exercise):

@@ -80,18 +80,28 @@ def test_a_failed_step_ends_the_programs_beside_it():
     assert run(["echo", "again"]).stdout == "again\n"  # programs may start again afterwards
 
 
-def test_a_lock_is_held_by_one_process_at_a_time(tmp_path):
-    lock = tmp_path / "lock"
+def holder(lock, *more):
+    """A process that holds a lock, says so, and ends."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(console.__file__).parents[1])!r})\n"
         "from pathlib import Path; from kit.console import only_one\n"
-        f"with only_one(Path({str(lock)!r}), 'the test'): print('inside')"
+        f"with only_one(Path({str(lock)!r}), 'the test', *{more!r}): print('inside')"
     )
-    with console.only_one(lock, "the test"):
-        other = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True)
-        waiting = other.stdout.readline()
+    return subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(("mine", "other"), [((), ()), ((), (True,)), ((True,), ())])
+def test_a_lock_is_held_by_one_process_at_a_time(tmp_path, mine, other):
+    with console.only_one(tmp_path / "lock", "the test", *mine):
+        process = holder(tmp_path / "lock", *other)
+        waiting = process.stdout.readline()
         assert f"Process {os.getpid()} is at work on the test" in waiting
-    assert other.communicate(timeout=10)[0] == "inside\n"
+    assert process.communicate(timeout=10)[0] == "inside\n"
+
+
+def test_those_who_share_a_lock_hold_it_together(tmp_path):
+    with console.only_one(tmp_path / "lock", "the test", shared=True):
+        assert holder(tmp_path / "lock", True).communicate(timeout=10)[0] == "inside\n"
 
 
 # ── engine ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -237,16 +237,23 @@ def run_steps(steps: list[Step]) -> None:
 
 
 @contextlib.contextmanager
-def only_one(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file at path while the block runs; wait for whoever holds it, and say who that is."""
+def only_one(path: Path, what: str, shared: bool = False) -> Iterator[None]:
+    """Hold the lock file at path while the block runs; wait for whoever holds it, and say who that is.
+
+    Args:
+        path: the lock file.
+        what: is worked on; for those who wait.
+        shared: let others in who hold it shared, too, but nobody who wants it alone.
+    """
+    lock = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, lock | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             print(f"Process {file.read().strip() or 'unknown'} is at work on {what}; waiting for it to finish …")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, lock)
         file.seek(0)
         file.truncate()
         file.write(str(os.getpid()))

@@ -21,9 +21,13 @@ def notebooks(folder: Path = NOTEBOOKS) -> dict[str, Path]:
     return {path.stem[:2]: path for path in sorted(folder.glob("[0-9][0-9]-*.ipynb"))}
 
 
-def turn():
-    """Hold the cluster's lessons while a block runs: two replays would take each other's namespaces away."""
-    return only_one(CACHE / f"lessons-{cluster.name()}.lock", f"the lessons of the cluster {cluster.name()}")
+def turn(shared: bool = False):
+    """Hold the cluster's lessons while a block runs: two replays would take each other's namespaces away.
+
+    Args:
+        shared: the block bears others beside it, in lessons of their own.
+    """
+    return only_one(CACHE / f"lessons-{cluster.name()}.lock", f"the lessons of the cluster {cluster.name()}", shared)
 
 
 def delete_namespaces(stem: str) -> list[str]:
