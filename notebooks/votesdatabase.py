@@ -25,13 +25,6 @@ spec:
   selector: {votesdatabase: $name, role: primary}
   ports: [{port: 3306}]
 ---
-apiVersion: v1
-kind: Service
-metadata: {name: $name-replicas}
-spec:
-  selector: {votesdatabase: $name, role: replica}
-  ports: [{port: 3306}]
----
 apiVersion: apps/v1
 kind: StatefulSet
 metadata: {name: $name}
@@ -81,9 +74,10 @@ candidate = None  # for the lead; an operator that has no Lease is alone
 
 @kopf.on.startup()
 def begin(settings, **_):
-    """Wait for the lead, if there is a Lease; watch its own kind only, as new kinds are the business of the cluster."""
+    """Wait for the lead, if there is a Lease."""
     global candidate
-    settings.scanning.disabled = True
+    settings.scanning.disabled = True  # to look for new kinds would take rights in the whole cluster
+    settings.posting.enabled = False  # the status says it; Events would take one right more
     if "LEASE" in os.environ:
         from leader import Candidate  # of lesson 11
 
@@ -119,14 +113,14 @@ def reconcile(name, namespace, spec, meta, status, patch, logger, **_):
 
 @kopf.on.delete(*KIND, timeout=60, backoff=1)
 def retire(name, namespace, logger, **_):
-    """Take no more writes, and wait until all copies have the last one. What is owned goes after that, and no claim."""
+    """Take no more writes, and wait a minute at most until all copies have the last one; then the finalizer goes."""
     lead()
     pods = pods_of(name, namespace)
     for primary in filter(takes_writes, pods):
         position = sql(primary, FENCE)
         for pod in filter(told, pods):
             if pod is not primary and sql(pod, f"SELECT MASTER_GTID_WAIT('{position}', 10)") != "0":
-                raise kopf.TemporaryError(f"{pod.metadata.name} lacks rows.", delay=1)
+                raise Waiting(f"{pod.metadata.name} lacks rows.")
         note(primary, None, None)
         logger.info(f"{primary.metadata.name} takes no more writes.")
 
@@ -160,18 +154,16 @@ def elect(pods, expected, servers):
     running = list(filter(ready, pods))
     copies = [pod for pod in running if told(pod).startswith("replica")]
     # A row is acknowledged when two servers have it. So one may be missing: the one that took writes.
-    voters = copies if len(copies) == expected - 1 else []
-    voters = running if len(running) == expected else voters
-    if not voters:
-        running = f"{len(running)} of {expected} servers run, {len(copies)} of them copies"
-        raise Waiting(f"Nobody takes writes: {running}.")
+    voters = running if len(running) == expected else copies
+    if len(voters) < max(expected - 1, 1):
+        raise Waiting(f"Nobody takes writes: {len(running)} of {expected} servers run, {len(copies)} of them copies.")
     for pod in pods:
-        if (pod.metadata.labels or {}).get("role") == "primary":
+        if pod.metadata.labels.get("role") == "primary":
             note(pod, None, None)
-    received = {pod.metadata.name: sql(pod, FENCE) for pod in voters}
-    newest = max(received.values(), key=lambda position: int(position.split("-")[-1] or 0))
-    for pod in voters:
-        if received[pod.metadata.name] == newest and number(pod) < servers:
+    received = [(int(sql(pod, FENCE).split("-")[-1] or 0), pod) for pod in voters]
+    newest = max(count for count, _ in received)
+    for count, pod in received:
+        if count == newest and number(pod) < servers:
             return pod
     raise Waiting("Nobody takes writes: the newest rows are on a server that is to go.")
 
@@ -200,8 +192,8 @@ def apply(objects):
 
 
 def pods_of(name, namespace):
-    """The Pods of a VotesDatabase, in the order of their numbers."""
-    return sorted(CoreV1Api().list_namespaced_pod(namespace, label_selector=f"votesdatabase={name}").items, key=number)
+    """The Pods of a VotesDatabase, in the order of their names."""
+    return CoreV1Api().list_namespaced_pod(namespace, label_selector=f"votesdatabase={name}").items
 
 
 def number(pod):

@@ -571,10 +571,8 @@ def test_12_a_former_primary_becomes_a_replica(exercise):
 
 def test_13_an_operator_that_may_do_what_it_must(exercise, cluster):
     lesson = exercise("13", "crd", "client", "rights", "operator")
-    namespace, definition = (
-        lesson.names["namespace"],
-        "customresourcedefinition/votesdatabases.runbook.workshop.example",
-    )
+    namespace = lesson.names["namespace"]
+    definition = "customresourcedefinition/votesdatabases.runbook.workshop.example"
     ready = "kubectl wait --for=condition=Ready votesdatabase/db --timeout=180s"
     for_the_operator = f"--serviceaccount={namespace}:operator"
     try:
@@ -585,8 +583,8 @@ def test_13_an_operator_that_may_do_what_it_must(exercise, cluster):
               --from-file=../images/operator/leader.py
             kubectl apply --filename=../manifests/13-operators-do-the-runbook/database.yaml
             {ready} && kubectl wait --for=condition=Ready pod/client""")
-        lesson.run(lesson.containing("def database(").removesuffix("start()"))
-        for text in ("CREATE TABLE", "meter = Meter(", "def may("):
+        lesson.run(lesson.containing("def start(").removesuffix("start()"))
+        for text in ("CREATE TABLE", "def database(", "def may("):
             lesson.run(lesson.containing(text))
 
         def again():
