@@ -219,7 +219,7 @@ def takes_writes(pod):
 
 
 def note(pod, role, text):
-    """Write on the Pod what its server was told; by their role the Services find it."""
+    """Write on the Pod what its server was told; by its role the Service finds it."""
     change = {"metadata": {"labels": {"role": role}, "annotations": {NOTE: text}}}
     CoreV1Api().patch_namespaced_pod(pod.metadata.name, pod.metadata.namespace, change)
 
