@@ -42,7 +42,7 @@ spec:
           image: workshop/mariadb:1
           imagePullPolicy: IfNotPresent
           args: [mariadbd, --read-only, "--server-id=10$$(NUMBER)", --log-bin=binlog, --log-slave-updates,
-                 --gtid-strict-mode, --slave-net-timeout=3, --rpl-semi-sync-slave-enabled,
+                 --gtid-strict-mode, --slave-net-timeout=1, --rpl-semi-sync-slave-enabled,
                  --rpl-semi-sync-master-timeout=4294967295, --rpl-semi-sync-master-wait-point=AFTER_SYNC]
           env:
             - {name: NUMBER, valueFrom: {fieldRef: {fieldPath: "metadata.labels['apps.kubernetes.io/pod-index']"}}}
