@@ -569,6 +569,7 @@ def test_12_a_former_primary_becomes_a_replica(exercise):
     assert "db-1 can't follow nobody.db: " in refused.stderr and "Then follow it once more." in refused.stderr
 
 
+@pytest.mark.timeout(600)  # the database is repaired five times
 def test_13_an_operator_that_may_do_what_it_must(exercise, cluster):
     lesson = exercise("13", "crd", "client", "rights", "operator")
     namespace = lesson.names["namespace"]
