@@ -156,7 +156,8 @@ def elect(pods, expected, servers):
     # A row is acknowledged when two servers have it. So one may be missing: the one that took writes.
     voters = running if len(running) == expected else copies
     if len(voters) < max(expected - 1, 1):
-        raise Waiting(f"Nobody takes writes: {len(running)} of {expected} servers run, {len(copies)} of them copies.")
+        found = f"{len(running)} of {expected} servers run, {len(copies)} of them copies"
+        raise Waiting(f"Nobody takes writes: {found}.")
     for pod in pods:
         if pod.metadata.labels.get("role") == "primary":
             note(pod, None, None)
