@@ -156,8 +156,7 @@ def elect(pods, expected, servers):
     # A row is acknowledged when two servers have it. So one may be missing: the one that took writes.
     voters = running if len(running) == expected else copies
     if len(voters) < max(expected - 1, 1):
-        found = f"{len(running)} of {expected} servers run, {len(copies)} of them copies"
-        raise Waiting(f"Nobody takes writes: {found}.")
+        raise Waiting(f"Nobody takes writes: {len(running)} of {expected} servers run, {len(copies)} of them copies.")
     for pod in pods:
         if pod.metadata.labels.get("role") == "primary":
             note(pod, None, None)
