@@ -580,7 +580,7 @@ def test_13_an_operator_that_may_do_what_it_must(exercise, cluster):
         bash(f"""
             kubectl label {definition} {LABEL}={OWNER} && kubectl wait --for=condition=Established {definition}
             kubectl create secret generic db --from-literal=password=demo
-            kubectl create configmap operator --from-file=votesdatabase.py
+            kubectl create configmap operator --from-file=../images/operator/votesdatabase.py
             kubectl apply --filename=../manifests/13-operators-do-the-runbook/database.yaml
             {ready} && kubectl wait --for=condition=Ready pod/client""")
         lesson.run(lesson.containing("def start(").removesuffix("start()"))

@@ -11,7 +11,7 @@ import yaml
 from kit import LABEL, OWNER, ROOT, console, lessons
 from kopf.testing import KopfRunner
 
-PROGRAM = ROOT / "notebooks/votesdatabase.py"
+PROGRAM = ROOT / "images/operator/votesdatabase.py"
 MANIFESTS = ROOT / "manifests/13-operators-do-the-runbook"
 DEFINITION = MANIFESTS / "crd.yaml"
 
