@@ -567,3 +567,67 @@ def test_12_a_former_primary_becomes_a_replica(exercise):
     refused = subprocess.run(follow, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert "db-1 can't follow nobody.db: " in refused.stderr and "Then follow it once more." in refused.stderr
+
+
+@pytest.mark.timeout(600)  # the database is repaired five times
+def test_13_an_operator_that_may_do_what_it_must(exercise, cluster):
+    lesson = exercise("13", "crd", "client", "rights", "operator")
+    namespace = lesson.names["namespace"]
+    definition = "customresourcedefinition/votesdatabases.runbook.workshop.example"
+    ready = "kubectl wait --for=condition=Ready votesdatabase/db --timeout=180s"
+    for_the_operator = f"--serviceaccount={namespace}:operator"
+    try:
+        bash(f"""
+            kubectl label {definition} {LABEL}={OWNER} && kubectl wait --for=condition=Established {definition}
+            kubectl create secret generic db --from-literal=password=demo
+            kubectl create configmap operator --from-file=../images/operator/votesdatabase.py
+            kubectl apply --filename=../manifests/13-operators-do-the-runbook/database.yaml
+            {ready} && kubectl wait --for=condition=Ready pod/client""")
+        lesson.run(lesson.containing("def start(").removesuffix("start()"))
+        for text in ("CREATE TABLE", "def database(", "def may("):
+            lesson.run(lesson.containing(text))
+
+        def again():
+            """Begin the exercise anew: a Role with one right too few, and no primary."""
+            lesson.run(lesson.tagged("begin"))
+            for text in ("not may(", "--for=condition=Ready=False"):
+                lesson.run(lesson.containing(text))
+
+        again()
+        lesson.run(lesson.tagged("stub"))
+        assert lesson.verdict() == "✗✓✓"
+
+        # The wrong shortcuts: half of the right; somebody else's hands, with all rights.
+        bash(f"kubectl create role half --verb=get --resource=pods/exec && "
+             f"kubectl create rolebinding half --role=half {for_the_operator}")  # fmt: skip
+        assert lesson.verdict() == "✗✓✓"
+        lesson.run("start()")
+        bash(ready)
+        assert lesson.verdict() == "✗✓✓"
+        lesson.run("stop()")
+
+        # Far too much: in the whole cluster, in the namespace, or every verb.
+        again()
+        admin = f"clusterrolebinding {namespace}"
+        bash(f"kubectl create {admin} --clusterrole=cluster-admin {for_the_operator}")
+        try:
+            bash(ready)
+            assert lesson.verdict() == "✓✓✗"
+        finally:
+            bash(f"kubectl delete {admin}")
+        bash("kubectl create role every --verb='*' --resource=pods/exec")
+        for more in ("clusterrole=edit", "role=every"):
+            bash(f"kubectl create rolebinding more --{more} {for_the_operator}")
+            assert lesson.verdict() == "✓✓✗"
+            bash("kubectl delete rolebinding more")
+
+        bash("kubectl delete rolebinding half")
+        again()
+        lesson.run(lesson.tagged("solution"))
+        assert lesson.verdict() == "✓✓✓"
+        row = "mariadb votes --execute='DELETE FROM ballots LIMIT 1'"
+        bash(f"for pod in db-0 db-1; do kubectl exec $pod -- {row}; done")
+        assert lesson.verdict() == "✓✗✓"
+    finally:
+        lessons.delete_namespaces(namespace)
+        cluster.kubectl("delete", definition)
