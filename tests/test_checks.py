@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shlex
 import subprocess
 
 import nbformat
@@ -631,3 +632,50 @@ def test_13_an_operator_that_may_do_what_it_must(exercise, cluster):
     finally:
         lessons.delete_namespaces(namespace)
         cluster.kubectl("delete", definition)
+@pytest.mark.timeout(600)  # ten times a dump, a restore, a dump that is cut off, and a restore
+def test_14_a_dump_that_can_be_trusted(exercise):
+    lesson = exercise("14", "services", "shelf", "dump", "nightly")
+    bash("""
+        kubectl create secret generic database --from-literal=password=demo-1
+        kubectl create configmap votes --from-literal=VOTES_CHOICES=cats,dogs,fish
+        cd ../manifests/14-backups-are-restores
+        kubectl apply --filename=database.yaml --filename=votes.yaml
+        kubectl rollout status statefulset/database --timeout=120s
+        kubectl wait --for=condition=Ready --timeout=60s pod/shelf
+        kubectl set env cronjob/nightly DATABASE=votes""")
+    for text in ("CREATE OR REPLACE TABLE ballots", "def content(", "def dumped("):
+        lesson.run(lesson.containing(text))
+    lesson.run(lesson.containing("def cut(").partition("\n\n\nfor ")[0])
+    lesson.run(lesson.tagged("stub"))
+    assert lesson.verdict() == "✓✗✗"
+
+    dump = 'mariadb-dump --host=database --user=votes --single-transaction "$DATABASE"'
+    file, part, rename = "/dumps/nightly.sql.gz", "/dumps/part", "mv /dumps/part /dumps/nightly.sql.gz"
+    good = f"{dump} | gzip > {part}; {rename}"
+
+    def after(script, claim="dumps"):
+        """What the check thinks of a CronJob with this script, in a bash that stops at the first failure."""
+        container = {"name": "dump", "command": ["bash", "-e", "-o", "pipefail", "-c"], "args": [script]}
+        volume = {"name": "dumps", "persistentVolumeClaim": {"claimName": claim}}
+        spec = {"containers": [container], "volumes": [volume]}
+        patch = {"spec": {"jobTemplate": {"spec": {"template": {"spec": spec}}}}}
+        bash(f"kubectl patch cronjob nightly --patch {shlex.quote(json.dumps(patch))}")
+        return lesson.verdict()
+
+    # The wrong shortcuts: the file is written in place; half a dump gets its name, as its size is not 0.
+    assert after(f"{dump} | gzip > {file}") == "✓✓✗"
+    assert after(f"set +o pipefail; {dump} | gzip > {part}; test -s {part}; {rename}") == "✓✗✗"
+    # An empty dump that ends with 0; one without a table; one without the view.
+    assert after(f"{dump.replace('DATABASE', 'NOWHERE')} | gzip > {part} || true; {rename}") == "✗✗✗"
+    assert after(good.replace('"$DATABASE"', '"$DATABASE" voters ballots')) == "✗✓✗"
+    assert after(good.replace('"$DATABASE"', '"$DATABASE" --ignore-table=votes.turnout')) == "✗✓✗"
+    # A dump made by hand, and a Job that does nothing. A dump on the claim of the database.
+    lesson.run(lesson.tagged("solution"))
+    assert lesson.verdict() == "✓✓✓"
+    assert after("true") == "✗✗✗"
+    assert after(good, claim="data-database-0") == "✗✓✗"
+
+    # Another way: the Job tries again, and makes it then; what it said first is what counts.
+    lesson.run(lesson.tagged("solution"))
+    bash("""kubectl patch cronjob nightly --patch '{"spec": {"jobTemplate": {"spec": {"backoffLimit": 2}}}}'""")
+    assert lesson.verdict() == "✓✓✓"
