@@ -643,7 +643,7 @@ def test_15_six_faults_and_nothing_lost(exercise):
         bash(f"kubectl patch lease clerk --type=merge --patch='{held}'")
         lesson.run("lab.eventually(numbers)")
         assert lesson.verdict() == "✓✓✓✓✓✗"
-        bash(f"kubectl delete lease clerk && kubectl apply --filename={shop}/lease.yaml")
+        bash(f"kubectl delete lease clerk && kubectl apply --filename={shop}/clerk-lease.yaml")
         assert lesson.verdict() == "✓✓✓✓✓✗"
         later = '{"spec": {"leaseTransitions": 50}}'  # as if its terms had been counted on
         bash(f"kubectl patch lease clerk --type=merge --patch='{later}'")
