@@ -599,15 +599,12 @@ def test_15_six_faults_and_nothing_lost(exercise):
             lesson.run(source)
         assert lesson.verdict() == "✗✗✗✗✗✗"
 
-        # Half of a solution, and the wrong shortcuts that are open from the beginning. One database is none too few …
-        bash(f"kubectl scale statefulset/db --replicas=1 && {roll.format('statefulset/db')}")
-        assert lesson.verdict() == "✗✗✗✗✗✗"
-        # … and two with which nobody can vote, as the template is right again; the Pod that nobody has deleted waits.
-        bash("kubectl scale statefulset/db --replicas=2 && kubectl set image statefulset/db mariadb=workshop/mariadb:1")
+        # Half of a solution: the template is right again, and the Pod that nobody has deleted waits.
+        bash("kubectl set image statefulset/db mariadb=workshop/mariadb:1")
         assert lesson.verdict() == "✗✗✗✗✗✗"
         mend("image")
         assert lesson.verdict() == "✓✗✗✗✗✗"
-        # The copy takes writes. (Its user is root's work, and nothing is written.)
+        # The copy takes writes.
         bash("kubectl exec db-1 -- mariadb --execute='SET GLOBAL read_only = 0'")
         assert lesson.verdict()[1] == "✗"
         bash("kubectl exec db-1 -- mariadb --execute='SET GLOBAL read_only = 1'")
@@ -618,10 +615,9 @@ def test_15_six_faults_and_nothing_lost(exercise):
         bash(roll.format("deployment/votes"))
         assert lesson.verdict() == "✓✓✗✓✗✗"
         bash(f"kubectl patch secret db --patch='{old.replace('first', 'second')}'")
-        # Both passwords are good; none is asked for.
-        bash("kubectl exec db-0 -- mariadb --execute=\"CREATE USER votes@localhost IDENTIFIED BY 'demo-15-second'\"")
+        # The application logs in without a password; all that it does, anybody can.
+        bash("kubectl exec db-0 -- mariadb --execute=\"ALTER USER votes IDENTIFIED BY ''\"")
         assert lesson.verdict()[2] == "✗"
-        bash("kubectl exec db-0 -- mariadb --execute='DROP USER votes@localhost'")
         mend("secret")
         bash(f"kubectl rollout restart deployment/votes && {roll.format('deployment/votes')}")
         assert lesson.verdict() == "✓✓✓✓✗✗"
@@ -632,9 +628,6 @@ def test_15_six_faults_and_nothing_lost(exercise):
             kubectl apply --filename={shop}/photos-claim.yaml && {roll.format("deployment/photos")}
             kubectl exec deployment/photos -- sh -c 'echo {lesson.names["photo"]} > /photos/cat'""")
         assert lesson.verdict() == "✓✓✓✓✗✗"
-        bash("kubectl scale deployment/photos --replicas=0 && kubectl wait --for=delete pod --selector=app=photos")
-        mend_photos = "kubectl scale deployment/photos --replicas=1"
-        bash(mend_photos)
         mend("files")
         assert lesson.verdict() == "✓✓✓✓✓✗"
 
@@ -646,7 +639,7 @@ def test_15_six_faults_and_nothing_lost(exercise):
         bash(f"kubectl delete lease clerk && kubectl apply --filename={shop}/clerk-lease.yaml")
         assert lesson.verdict() == "✓✓✓✓✓✗"
         later = '{"spec": {"leaseTransitions": 50}}'  # as if its terms had been counted on
-        bash(f"kubectl patch lease clerk --type=merge --patch='{later}'")
+        bash(f"kubectl patch lease clerk --type=merge --patch='{later}' && kubectl delete pod --selector=app=clerk")
         lesson.run("lab.eventually(lambda: numbers() and numbers()[0][0] > 50, seconds=30)")
         assert lesson.verdict() == "✓✓✓✓✓✓"
         mend()
@@ -655,6 +648,8 @@ def test_15_six_faults_and_nothing_lost(exercise):
         # More of them, on what is right in everything else: fewer Pods, no probes, the value in the Deployment.
         assert patched("deployment/clerk", '{"spec": {"replicas": 1}}') == "✓✓✓✓✓✗"
         patched("deployment/clerk", '{"spec": {"replicas": 2}}')
+        assert patched("statefulset/db", '{"spec": {"replicas": 1}}') == "✗✗✗✓✓✓"
+        patched("statefulset/db", '{"spec": {"replicas": 2}}')
         assert patched("deployment/votes", '{"spec": {"replicas": 1}}') == "✓✓✓✗✓✓"
         assert patched("deployment/votes", '{"spec": {"replicas": 0}}') == "✓✗✓✗✓✓"
         patched("deployment/votes", '{"spec": {"replicas": 2}}')
