@@ -679,3 +679,106 @@ def test_14_a_dump_that_can_be_trusted(exercise):
     lesson.run(lesson.tagged("solution"))
     bash("""kubectl patch cronjob nightly --patch '{"spec": {"jobTemplate": {"spec": {"backoffLimit": 2}}}}'""")
     assert lesson.verdict() == "✓✓✓"
+@pytest.mark.timeout(900)  # it has the disaster once, and mends more than it breaks
+def test_15_six_faults_and_nothing_lost(exercise):
+    lesson = exercise("15")
+    shop = "../manifests/15-disaster-day/shop"
+    cells = [cell for cell in lesson.cells if cell.cell_type == "code"]
+    sources = [cell.source for cell in cells]
+    begin = next(number for number, source in enumerate(sources) if "def let_go(" in source)
+    stub = sources.index(lesson.tagged("stub"))
+    solutions = {tag: cell.source for cell in cells for tag in cell.metadata.get("tags", []) if "solution" in tag}
+    roll = "kubectl rollout status {} --timeout=120s"
+
+    def mend(*names):
+        """Apply solutions, all of them if none is named."""
+        for name in names or [tag.removesuffix("-solution") for tag in solutions]:
+            lesson.run(solutions[f"{name}-solution"])
+
+    def after(script):
+        """What the check thinks after a script."""
+        bash(script)
+        return lesson.verdict()
+
+    def patched(what, change):
+        """What the check thinks after a change, carried out."""
+        return after(f"kubectl patch {what} --patch='{change}' && {roll.format(what)} > /dev/null")
+
+    try:
+        for source in sources[begin : stub + 1]:
+            lesson.run(source)
+        assert lesson.verdict() == "✗✗✗✗✗✗"
+
+        # Half of a solution: the template is right again, and the Pod that nobody has deleted waits.
+        bash("kubectl set image statefulset/db mariadb=workshop/mariadb:1")
+        assert lesson.verdict() == "✗✗✗✗✗✗"
+        mend("image")
+        assert lesson.verdict() == "✓✗✗✗✗✗"
+        # The copy takes writes.
+        bash("kubectl exec db-1 -- mariadb --execute='SET GLOBAL read_only = 0'")
+        assert lesson.verdict()[1] == "✗"
+        bash("kubectl exec db-1 -- mariadb --execute='SET GLOBAL read_only = 1'")
+        # The old password comes back, and the shop is open: with the Service mended, that is all it takes.
+        mend("service")
+        old = '{"stringData": {"password": "demo-15-first"}}'
+        bash(f"kubectl patch secret db --patch='{old}' && kubectl rollout restart deployment/votes")
+        bash(roll.format("deployment/votes"))
+        assert lesson.verdict() == "✓✓✗✓✗✗"
+        bash(f"kubectl patch secret db --patch='{old.replace('first', 'second')}'")
+        # The application logs in without a password; all that it does, anybody can.
+        bash("kubectl exec db-0 -- mariadb --execute=\"ALTER USER votes IDENTIFIED BY ''\"")
+        assert lesson.verdict()[2] == "✗"
+        mend("secret")
+        bash(f"kubectl rollout restart deployment/votes && {roll.format('deployment/votes')}")
+        assert lesson.verdict() == "✓✓✓✓✗✗"
+
+        # An empty claim of the right name, with the right photo in it; it is let go again.
+        bash(f"""
+            kubectl delete persistentvolumeclaim photos
+            kubectl apply --filename={shop}/photos-claim.yaml && {roll.format("deployment/photos")}
+            kubectl exec deployment/photos -- sh -c 'echo {lesson.names["photo"]} > /photos/cat'""")
+        assert lesson.verdict() == "✓✓✓✓✗✗"
+        mend("files")
+        assert lesson.verdict() == "✓✓✓✓✓✗"
+
+        # Nobody's name in the Lease, which is as long as before; a new Lease, whose terms begin anew; one clerk.
+        held = '{"spec": {"holderIdentity": ""}}'
+        bash(f"kubectl patch lease clerk --type=merge --patch='{held}'")
+        lesson.run("lab.eventually(numbers)")
+        assert lesson.verdict() == "✓✓✓✓✓✗"
+        bash(f"kubectl delete lease clerk && kubectl apply --filename={shop}/clerk-lease.yaml")
+        assert lesson.verdict() == "✓✓✓✓✓✗"
+        later = '{"spec": {"leaseTransitions": 50}}'  # as if its terms had been counted on
+        bash(f"kubectl patch lease clerk --type=merge --patch='{later}' && kubectl delete pod --selector=app=clerk")
+        lesson.run("lab.eventually(lambda: numbers() and numbers()[0][0] > 50, seconds=30)")
+        assert lesson.verdict() == "✓✓✓✓✓✓"
+        mend()
+        assert lesson.verdict() == "✓✓✓✓✓✓"
+
+        # More of them, on what is right in everything else: fewer Pods, no probes, the value in the Deployment.
+        assert patched("deployment/clerk", '{"spec": {"replicas": 1}}') == "✓✓✓✓✓✗"
+        patched("deployment/clerk", '{"spec": {"replicas": 2}}')
+        assert patched("statefulset/db", '{"spec": {"replicas": 1}}') == "✗✗✗✓✓✓"
+        patched("statefulset/db", '{"spec": {"replicas": 2}}')
+        assert patched("deployment/votes", '{"spec": {"replicas": 1}}') == "✓✓✓✗✓✓"
+        assert patched("deployment/votes", '{"spec": {"replicas": 0}}') == "✓✗✓✗✓✓"
+        patched("deployment/votes", '{"spec": {"replicas": 2}}')
+        template = '{"spec": {"template": {"spec": {"containers": [{"name": "%s", %s}]}}}}'
+        assert patched("deployment/votes", template % ("votes", '"readinessProbe": null')) == "✓✓✓✗✓✓"
+        bash(f"kubectl apply --filename={shop}/votes.yaml && {roll.format('deployment/votes')}")
+        told = '"env": [{"name": "VOTES_CHOICES", "value": "cats,dogs,birds"}]'
+        assert patched("deployment/votes", template % ("votes", told)) == "✓✓✓✗✓✓"
+        patched("deployment/votes", template % ("votes", '"env": null'))
+        assert patched("statefulset/db", template % ("mariadb", '"readinessProbe": null'))[0] == "✗"
+        bash(f"kubectl apply --filename={shop}/db.yaml && {roll.format('statefulset/db')}")
+        lesson.run("lab.eventually(lambda: holds(counts), seconds=60)")
+        assert lesson.verdict() == "✓✓✓✓✓✓"
+
+        # Everything begins anew: all is green, and the votes are gone.
+        bash(f"""
+            kubectl delete persistentvolumeclaim data-db-0 data-db-1 --wait=false
+            kubectl delete pod db-0 db-1 && {roll.format("statefulset/db")}""")
+        assert lesson.verdict()[0] == "✗"
+    finally:
+        bash("kubectl delete statefulset,deployment,persistentvolumeclaim --all")
+        lesson.run("let_go()")
