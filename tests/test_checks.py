@@ -632,6 +632,8 @@ def test_13_an_operator_that_may_do_what_it_must(exercise, cluster):
     finally:
         lessons.delete_namespaces(namespace)
         cluster.kubectl("delete", definition)
+
+
 @pytest.mark.timeout(600)  # ten times a dump, a restore, a dump that is cut off, and a restore
 def test_14_a_dump_that_can_be_trusted(exercise):
     lesson = exercise("14", "services", "shelf", "dump", "nightly")
@@ -679,6 +681,8 @@ def test_14_a_dump_that_can_be_trusted(exercise):
     lesson.run(lesson.tagged("solution"))
     bash("""kubectl patch cronjob nightly --patch '{"spec": {"jobTemplate": {"spec": {"backoffLimit": 2}}}}'""")
     assert lesson.verdict() == "✓✓✓"
+
+
 @pytest.mark.timeout(900)  # it has the disaster once, and mends more than it breaks
 def test_15_six_faults_and_nothing_lost(exercise):
     lesson = exercise("15")
