@@ -12,7 +12,7 @@ from pathlib import Path
 
 import kubernetes
 import yaml
-from kubernetes.client import ApiException, CoreV1Api
+from kubernetes.client import ApiException, ApiextensionsV1Api, CoreV1Api, CustomObjectsApi
 from survival import Matrix
 
 import chart
@@ -65,6 +65,7 @@ def start(lesson: str) -> str:
             raise Problem(f"The namespace {lesson} exists, and the workshop did not make it. Delete it first.")
         with suppress(ApiException):  # it may be on its way out already
             api.delete_namespace(lesson)
+        _let_go(lesson)
         _namespace = lesson
         eventually(lambda: not _or_none(lambda: api.read_namespace(lesson)), seconds=90)
     security = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
@@ -77,6 +78,17 @@ def start(lesson: str) -> str:
     api.patch_namespaced_service_account("default", lesson, {"automountServiceAccountToken": False})
     os.environ["KUBECONFIG"] = config
     return lesson
+
+
+def _let_go(namespace: str) -> None:
+    """Delete what is of a kind that a lesson has defined, finalizers or not: whoever answers to those may be gone."""
+    api = CustomObjectsApi()
+    for kind in ApiextensionsV1Api().list_custom_resource_definition(label_selector=OWNER_LABEL).items:
+        where = kind.spec.group, kind.spec.versions[0].name, namespace, kind.spec.names.plural
+        for each in api.list_namespaced_custom_object(*where)["items"]:
+            with suppress(ApiException):  # gone at once
+                api.delete_namespaced_custom_object(*where, each["metadata"]["name"])
+                api.patch_namespaced_custom_object(*where, each["metadata"]["name"], {"metadata": {"finalizers": None}})
 
 
 def throw_away() -> str:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shlex
 import subprocess
 
 import nbformat
@@ -567,3 +568,221 @@ def test_12_a_former_primary_becomes_a_replica(exercise):
     refused = subprocess.run(follow, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert "db-1 can't follow nobody.db: " in refused.stderr and "Then follow it once more." in refused.stderr
+
+
+@pytest.mark.timeout(600)  # the database is repaired five times
+def test_13_an_operator_that_may_do_what_it_must(exercise, cluster):
+    lesson = exercise("13", "crd", "client", "rights", "operator")
+    namespace = lesson.names["namespace"]
+    definition = "customresourcedefinition/votesdatabases.runbook.workshop.example"
+    ready = "kubectl wait --for=condition=Ready votesdatabase/db --timeout=180s"
+    for_the_operator = f"--serviceaccount={namespace}:operator"
+    try:
+        bash(f"""
+            kubectl label {definition} {LABEL}={OWNER} && kubectl wait --for=condition=Established {definition}
+            kubectl create secret generic db --from-literal=password=demo
+            kubectl create configmap operator --from-file=../images/operator/votesdatabase.py
+            kubectl apply --filename=../manifests/13-operators-do-the-runbook/database.yaml
+            {ready} && kubectl wait --for=condition=Ready pod/client""")
+        lesson.run(lesson.containing("def start(").removesuffix("start()"))
+        for text in ("CREATE TABLE", "def database(", "def may("):
+            lesson.run(lesson.containing(text))
+
+        def again():
+            """Begin the exercise anew: a Role with one right too few, and no primary."""
+            lesson.run(lesson.tagged("begin"))
+            for text in ("not may(", "--for=condition=Ready=False"):
+                lesson.run(lesson.containing(text))
+
+        again()
+        lesson.run(lesson.tagged("stub"))
+        assert lesson.verdict() == "✗✓✓"
+
+        # The wrong shortcuts: half of the right; somebody else's hands, with all rights.
+        bash(f"kubectl create role half --verb=get --resource=pods/exec && "
+             f"kubectl create rolebinding half --role=half {for_the_operator}")  # fmt: skip
+        assert lesson.verdict() == "✗✓✓"
+        lesson.run("start()")
+        bash(ready)
+        assert lesson.verdict() == "✗✓✓"
+        lesson.run("stop()")
+
+        # Far too much: in the whole cluster, in the namespace, or every verb.
+        again()
+        admin = f"clusterrolebinding {namespace}"
+        bash(f"kubectl create {admin} --clusterrole=cluster-admin {for_the_operator}")
+        try:
+            bash(ready)
+            assert lesson.verdict() == "✓✓✗"
+        finally:
+            bash(f"kubectl delete {admin}")
+        bash("kubectl create role every --verb='*' --resource=pods/exec")
+        for more in ("clusterrole=edit", "role=every"):
+            bash(f"kubectl create rolebinding more --{more} {for_the_operator}")
+            assert lesson.verdict() == "✓✓✗"
+            bash("kubectl delete rolebinding more")
+
+        bash("kubectl delete rolebinding half")
+        again()
+        lesson.run(lesson.tagged("solution"))
+        assert lesson.verdict() == "✓✓✓"
+        row = "mariadb votes --execute='DELETE FROM ballots LIMIT 1'"
+        bash(f"for pod in db-0 db-1; do kubectl exec $pod -- {row}; done")
+        assert lesson.verdict() == "✓✗✓"
+    finally:
+        lessons.delete_namespaces(namespace)
+        cluster.kubectl("delete", definition)
+
+
+@pytest.mark.timeout(600)  # ten times a dump, a restore, a dump that is cut off, and a restore
+def test_14_a_dump_that_can_be_trusted(exercise):
+    lesson = exercise("14", "services", "shelf", "dump", "nightly")
+    bash("""
+        kubectl create secret generic database --from-literal=password=demo-1
+        kubectl create configmap votes --from-literal=VOTES_CHOICES=cats,dogs,fish
+        cd ../manifests/14-backups-are-restores
+        kubectl apply --filename=database.yaml --filename=votes.yaml
+        kubectl rollout status statefulset/database --timeout=120s
+        kubectl wait --for=condition=Ready --timeout=60s pod/shelf
+        kubectl set env cronjob/nightly DATABASE=votes""")
+    for text in ("CREATE OR REPLACE TABLE ballots", "def content(", "def dumped("):
+        lesson.run(lesson.containing(text))
+    lesson.run(lesson.containing("def cut(").partition("\n\n\nfor ")[0])
+    lesson.run(lesson.tagged("stub"))
+    assert lesson.verdict() == "✓✗✗"
+
+    dump = 'mariadb-dump --host=database --user=votes --single-transaction "$DATABASE"'
+    file, part, rename = "/dumps/nightly.sql.gz", "/dumps/part", "mv /dumps/part /dumps/nightly.sql.gz"
+    good = f"{dump} | gzip > {part}; {rename}"
+
+    def after(script, claim="dumps"):
+        """What the check thinks of a CronJob with this script, in a bash that stops at the first failure."""
+        container = {"name": "dump", "command": ["bash", "-e", "-o", "pipefail", "-c"], "args": [script]}
+        volume = {"name": "dumps", "persistentVolumeClaim": {"claimName": claim}}
+        spec = {"containers": [container], "volumes": [volume]}
+        patch = {"spec": {"jobTemplate": {"spec": {"template": {"spec": spec}}}}}
+        bash(f"kubectl patch cronjob nightly --patch {shlex.quote(json.dumps(patch))}")
+        return lesson.verdict()
+
+    # The wrong shortcuts: the file is written in place; half a dump gets its name, as its size is not 0.
+    assert after(f"{dump} | gzip > {file}") == "✓✓✗"
+    assert after(f"set +o pipefail; {dump} | gzip > {part}; test -s {part}; {rename}") == "✓✗✗"
+    # An empty dump that ends with 0; one without a table; one without the view.
+    assert after(f"{dump.replace('DATABASE', 'NOWHERE')} | gzip > {part} || true; {rename}") == "✗✗✗"
+    assert after(good.replace('"$DATABASE"', '"$DATABASE" voters ballots')) == "✗✓✗"
+    assert after(good.replace('"$DATABASE"', '"$DATABASE" --ignore-table=votes.turnout')) == "✗✓✗"
+    # A dump made by hand, and a Job that does nothing. A dump on the claim of the database.
+    lesson.run(lesson.tagged("solution"))
+    assert lesson.verdict() == "✓✓✓"
+    assert after("true") == "✗✗✗"
+    assert after(good, claim="data-database-0") == "✗✓✗"
+
+    # Another way: the Job tries again, and makes it then; what it said first is what counts.
+    lesson.run(lesson.tagged("solution"))
+    bash("""kubectl patch cronjob nightly --patch '{"spec": {"jobTemplate": {"spec": {"backoffLimit": 2}}}}'""")
+    assert lesson.verdict() == "✓✓✓"
+
+
+@pytest.mark.timeout(900)  # it has the disaster once, and mends more than it breaks
+def test_15_six_faults_and_nothing_lost(exercise):
+    lesson = exercise("15")
+    shop = "../manifests/15-disaster-day/shop"
+    cells = [cell for cell in lesson.cells if cell.cell_type == "code"]
+    sources = [cell.source for cell in cells]
+    begin = next(number for number, source in enumerate(sources) if "def let_go(" in source)
+    stub = sources.index(lesson.tagged("stub"))
+    solutions = {tag: cell.source for cell in cells for tag in cell.metadata.get("tags", []) if "solution" in tag}
+    roll = "kubectl rollout status {} --timeout=120s"
+
+    def mend(*names):
+        """Apply solutions, all of them if none is named."""
+        for name in names or [tag.removesuffix("-solution") for tag in solutions]:
+            lesson.run(solutions[f"{name}-solution"])
+
+    def after(script):
+        """What the check thinks after a script."""
+        bash(script)
+        return lesson.verdict()
+
+    def patched(what, change):
+        """What the check thinks after a change, carried out."""
+        return after(f"kubectl patch {what} --patch='{change}' && {roll.format(what)} > /dev/null")
+
+    try:
+        for source in sources[begin : stub + 1]:
+            lesson.run(source)
+        assert lesson.verdict() == "✗✗✗✗✗✗"
+
+        # Half of a solution: the template is right again, and the Pod that nobody has deleted waits.
+        bash("kubectl set image statefulset/db mariadb=workshop/mariadb:1")
+        assert lesson.verdict() == "✗✗✗✗✗✗"
+        mend("image")
+        assert lesson.verdict() == "✓✗✗✗✗✗"
+        # The copy takes writes.
+        bash("kubectl exec db-1 -- mariadb --execute='SET GLOBAL read_only = 0'")
+        assert lesson.verdict()[1] == "✗"
+        bash("kubectl exec db-1 -- mariadb --execute='SET GLOBAL read_only = 1'")
+        # The old password comes back, and the shop is open: with the Service mended, that is all it takes.
+        mend("service")
+        old = '{"stringData": {"password": "demo-15-first"}}'
+        bash(f"kubectl patch secret db --patch='{old}' && kubectl rollout restart deployment/votes")
+        bash(roll.format("deployment/votes"))
+        assert lesson.verdict() == "✓✓✗✓✗✗"
+        bash(f"kubectl patch secret db --patch='{old.replace('first', 'second')}'")
+        # The application logs in without a password; all that it does, anybody can.
+        bash("kubectl exec db-0 -- mariadb --execute=\"ALTER USER votes IDENTIFIED BY ''\"")
+        assert lesson.verdict()[2] == "✗"
+        mend("secret")
+        bash(f"kubectl rollout restart deployment/votes && {roll.format('deployment/votes')}")
+        assert lesson.verdict() == "✓✓✓✓✗✗"
+
+        # An empty claim of the right name, with the right photo in it; it is let go again.
+        bash(f"""
+            kubectl delete persistentvolumeclaim photos
+            kubectl apply --filename={shop}/photos-claim.yaml && {roll.format("deployment/photos")}
+            kubectl exec deployment/photos -- sh -c 'echo {lesson.names["photo"]} > /photos/cat'""")
+        assert lesson.verdict() == "✓✓✓✓✗✗"
+        mend("files")
+        assert lesson.verdict() == "✓✓✓✓✓✗"
+
+        # Nobody's name in the Lease, which is as long as before; a new Lease, whose terms begin anew; one clerk.
+        held = '{"spec": {"holderIdentity": ""}}'
+        bash(f"kubectl patch lease clerk --type=merge --patch='{held}'")
+        lesson.run("lab.eventually(numbers)")
+        assert lesson.verdict() == "✓✓✓✓✓✗"
+        bash(f"kubectl delete lease clerk && kubectl apply --filename={shop}/clerk-lease.yaml")
+        assert lesson.verdict() == "✓✓✓✓✓✗"
+        later = '{"spec": {"leaseTransitions": 50}}'  # as if its terms had been counted on
+        bash(f"kubectl patch lease clerk --type=merge --patch='{later}' && kubectl delete pod --selector=app=clerk")
+        lesson.run("lab.eventually(lambda: numbers() and numbers()[0][0] > 50, seconds=30)")
+        assert lesson.verdict() == "✓✓✓✓✓✓"
+        mend()
+        assert lesson.verdict() == "✓✓✓✓✓✓"
+
+        # More of them, on what is right in everything else: fewer Pods, no probes, the value in the Deployment.
+        assert patched("deployment/clerk", '{"spec": {"replicas": 1}}') == "✓✓✓✓✓✗"
+        patched("deployment/clerk", '{"spec": {"replicas": 2}}')
+        assert patched("statefulset/db", '{"spec": {"replicas": 1}}') == "✗✗✗✓✓✓"
+        patched("statefulset/db", '{"spec": {"replicas": 2}}')
+        assert patched("deployment/votes", '{"spec": {"replicas": 1}}') == "✓✓✓✗✓✓"
+        assert patched("deployment/votes", '{"spec": {"replicas": 0}}') == "✓✗✓✗✓✓"
+        patched("deployment/votes", '{"spec": {"replicas": 2}}')
+        template = '{"spec": {"template": {"spec": {"containers": [{"name": "%s", %s}]}}}}'
+        assert patched("deployment/votes", template % ("votes", '"readinessProbe": null')) == "✓✓✓✗✓✓"
+        bash(f"kubectl apply --filename={shop}/votes.yaml && {roll.format('deployment/votes')}")
+        told = '"env": [{"name": "VOTES_CHOICES", "value": "cats,dogs,birds"}]'
+        assert patched("deployment/votes", template % ("votes", told)) == "✓✓✓✗✓✓"
+        patched("deployment/votes", template % ("votes", '"env": null'))
+        assert patched("statefulset/db", template % ("mariadb", '"readinessProbe": null'))[0] == "✗"
+        bash(f"kubectl apply --filename={shop}/db.yaml && {roll.format('statefulset/db')}")
+        lesson.run("lab.eventually(lambda: holds(counts), seconds=60)")
+        assert lesson.verdict() == "✓✓✓✓✓✓"
+
+        # Everything begins anew: all is green, and the votes are gone.
+        bash(f"""
+            kubectl delete persistentvolumeclaim data-db-0 data-db-1 --wait=false
+            kubectl delete pod db-0 db-1 && {roll.format("statefulset/db")}""")
+        assert lesson.verdict()[0] == "✗"
+    finally:
+        bash("kubectl delete statefulset,deployment,persistentvolumeclaim --all")
+        lesson.run("let_go()")

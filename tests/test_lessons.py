@@ -61,6 +61,12 @@ class Lesson:
         return found
 
     @property
+    def anchors(self) -> set[str]:
+        """What the headings are called in a link."""
+        found = re.findall(r"^#+ (.+)$", "\n".join(cell.source for cell in self.prose), re.MULTILINE)
+        return {heading.replace("`", "").replace(" ", "-") for heading in found}
+
+    @property
     def experiments(self) -> dict:
         """The sections that do not have a name of their own."""
         return {name: cells for name, cells in self.sections.items() if name not in BEFORE + AFTER}
@@ -298,6 +304,20 @@ def pictures(lesson):
     return complaints
 
 
+def links(lesson):
+    """A link to a lesson leads to a heading that is there; JupyterLab has the heading's words, joined by hyphens."""
+    complaints = []
+    for cell in lesson.prose:
+        for target, anchor in re.findall(r"\]\(([^)#\s]+\.ipynb)(?:#([^)\s]*))?\)", cell.source):
+            path = lessons.NOTEBOOKS / target
+            found = read(path).anchors if path.is_file() else None
+            if found is None:
+                complaints.append(f"there is no file notebooks/{target}")
+            elif anchor and anchor not in found:
+                complaints.append(f"{target} has no heading {anchor}")
+    return complaints
+
+
 def metadata(lesson):
     """What changes from run to run, or with the program that stored the notebook, is left out."""
     complaints = []
@@ -309,7 +329,7 @@ def metadata(lesson):
 
 
 RULES = [counts, headings, opening, beats, exercise, prose, stems, commands, ignored, clean_up, private, errors,
-         pictures, metadata]  # fmt: skip
+         pictures, links, metadata]  # fmt: skip
 
 
 def claims(lesson) -> set[str]:
@@ -512,6 +532,8 @@ BROKEN = [
     (pictures, replace("## Set up", "## Set up\n\n![](pictures/none.svg)"), "no alternative text"),
     (pictures, replace("## Set up", "## Set up\n\n![A Pod](pictures/none.svg)"), "no file notebooks/pictures/none.svg"),
     (pictures, replace("## Set up", '## Set up\n\n<img src="pictures/none.svg">'), "write ![what it shows]"),
+    (links, replace("## Set up", "## Set up\n\n[There](99-nowhere.ipynb)"), "no file notebooks/99-nowhere.ipynb"),
+    (links, replace("## Set up", "## Set up\n\n[There](00-start-here.ipynb#Not-there)"), "no heading Not-there"),
     (metadata, lambda lesson: lesson.notebook.metadata.update(kernelspec={"name": "bash"}), "the kernel is not"),
     (metadata, lambda lesson: lesson.code[0].metadata.update(execution={"iopub.status.idle": "now"}), "when cells ran"),
 ]

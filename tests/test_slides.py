@@ -20,7 +20,7 @@ from pypdf import PdfReader
 from survival import Matrix
 
 # The numbers of the lessons that a deck presents.
-PARTS = {"part-1": range(0, 5), "part-2": range(5, 9), "part-3": range(9, 13)}
+PARTS = {"part-1": range(0, 5), "part-2": range(5, 9), "part-3": range(9, 16)}
 
 WORDS = 35  # of running text on a slide: who reads does not listen
 SMALLEST = 24  # pixels of text, on a slide 720 high

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from itertools import product
 from pathlib import Path
 
 from kit import CACHE, LABEL, OWNER, ROOT, cluster
@@ -42,6 +43,15 @@ def delete_namespaces(stem: str) -> list[str]:
     shown = cluster.kubectl("get", "namespaces", f"--selector={LABEL}={OWNER}", "--output=name").stdout
     names = [name.removeprefix("namespace/") for name in shown.split()]
     left = [name for name in names if name == stem or name.startswith(f"{stem}-")]
+    namespaced = "--output=jsonpath={.items[?(@.spec.scope=='Namespaced')].metadata.name}"
+    kinds = cluster.kubectl("get", "customresourcedefinitions", f"--selector={LABEL}={OWNER}", namespaced).stdout
+    for kind, name in product(kinds.split(), left):
+        where = (kind, f"--namespace={name}")
+        cluster.kubectl("delete", *where, "--all", "--wait=false", check=False)
+        for each in cluster.kubectl("get", *where, "--output=name", check=False).stdout.split():
+            # Whoever answers to its finalizers may be gone: a lesson's operator ends with its kernel.
+            change = '{"metadata": {"finalizers": null}}'
+            cluster.kubectl("patch", each, f"--namespace={name}", "--type=merge", f"--patch={change}", check=False)
     if left:
         cluster.kubectl("delete", "namespace", *left, "--timeout=60s",
                         remedy=f"See what holds it: kubectl get namespace {left[0]} --output=yaml")  # fmt: skip
