@@ -76,6 +76,7 @@ def turn(path):
 
 
 @pytest.mark.beside
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", lessons.notebooks().values(), ids=lambda path: path.stem)
 def test_row_30_every_cell_of_a_lesson_may_be_run_twice(cluster, turn, path):
