@@ -142,6 +142,11 @@ def pytest_configure(config):
     config.option.nbval_sanitize_with = str(ROOT / config.option.nbval_sanitize_with)
 
 
+def lesson_of(item) -> str:
+    """The number of the lesson that a test is about, which stands in its name: "07"."""
+    return re.search(r"(?:test_|\[)(\d\d)", item.name)[1]
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
     """Mark what needs the cluster, so that scripts/check can leave it out; tell nbval what it has no options for."""
@@ -151,8 +156,10 @@ def pytest_collection_modifyitems(items):
         if isinstance(item, IPyNbCell) or {"kind", "cluster"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("cluster")
         if item.get_closest_marker("beside"):  # the tests of one lesson use the same names, so they take turns
-            number = re.search(r"(?:test_|\[)(\d\d)", item.name)[1]
+            number = lesson_of(item)
             item.add_marker(pytest.mark.xdist_group(SAME.get(number, number)))
+    # Of two at a time the long ones first, and those are the later lessons': none is left for one alone at the end.
+    items.sort(key=lambda item: -int(lesson_of(item)) if item.get_closest_marker("beside") else 0)
     for notebook in {item.parent for item in items if isinstance(item, IPyNbCell)}:
         notebook.skip_compare += ("image/svg+xml",)  # a chart shows seconds; the text beside it is compared
 
