@@ -10,7 +10,8 @@ import nbformat
 import pytest
 from kit import LABEL, OWNER, ROOT, lessons
 
-pytestmark = pytest.mark.beside
+# Some try ten things, each a rollout, a dump or a repair, on a machine that has another lesson to test at the same time.
+pytestmark = [pytest.mark.beside, pytest.mark.timeout(900)]
 
 PATCH = "kubectl patch deployment votes --patch '%s' && kubectl rollout status deployment/votes --timeout=60s"
 
@@ -462,7 +463,6 @@ def test_10_a_canary_that_is_taken_back(exercise):
     assert lesson.verdict() == "✗✗✓✗"
 
 
-@pytest.mark.timeout(600)
 def test_11_a_ledger_that_knows_who_is_late(exercise):
     lesson = exercise("11", "ledger", "ledger-server", "service")
     bash("kubectl rollout status deployment/ledger --timeout=90s")
@@ -501,7 +501,6 @@ def test_11_a_ledger_that_knows_who_is_late(exercise):
     assert lesson.verdict() == "✗✓✗✓"
 
 
-@pytest.mark.timeout(600)  # it makes one history part from the other twice, and begins anew twice
 def test_12_a_former_primary_becomes_a_replica(exercise):
     lesson = exercise("12", "services", "runbook", "start-fenced")
     bash("kubectl create secret generic db --from-literal=password=demo-12")
@@ -570,7 +569,6 @@ def test_12_a_former_primary_becomes_a_replica(exercise):
     assert "db-1 can't follow nobody.db: " in refused.stderr and "Then follow it once more." in refused.stderr
 
 
-@pytest.mark.timeout(600)  # the database is repaired five times
 def test_13_an_operator_that_may_do_what_it_must(exercise, cluster):
     lesson = exercise("13", "crd", "client", "rights", "operator")
     namespace = lesson.names["namespace"]
@@ -634,7 +632,6 @@ def test_13_an_operator_that_may_do_what_it_must(exercise, cluster):
         cluster.kubectl("delete", definition)
 
 
-@pytest.mark.timeout(600)  # ten times a dump, a restore, a dump that is cut off, and a restore
 def test_14_a_dump_that_can_be_trusted(exercise):
     lesson = exercise("14", "services", "shelf", "dump", "nightly")
     bash("""
@@ -683,7 +680,6 @@ def test_14_a_dump_that_can_be_trusted(exercise):
     assert lesson.verdict() == "✓✓✓"
 
 
-@pytest.mark.timeout(900)  # it has the disaster once, and mends more than it breaks
 def test_15_six_faults_and_nothing_lost(exercise):
     lesson = exercise("15")
     shop = "../manifests/15-disaster-day/shop"
