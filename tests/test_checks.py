@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from kit import LABEL, OWNER, ROOT, lessons
 
-# Some try ten things, each a rollout, a dump or a repair, on a machine that has another lesson to test at the same time.
+# Some try ten things, each a rollout, a dump or a repair, while the machine tests another lesson beside them.
 pytestmark = [pytest.mark.beside, pytest.mark.timeout(900)]
 
 PATCH = "kubectl patch deployment votes --patch '%s' && kubectl rollout status deployment/votes --timeout=60s"
