@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import logging
 import os
+from contextlib import nullcontext
 from types import SimpleNamespace as Object
 
 import kopf
@@ -82,6 +84,26 @@ def test_a_server_that_is_to_go_is_not_elected_and_not_let_go_while_it_alone_has
         operator.elect(pods, 2, 1)
     pods[0].position = "0-100-10"
     assert operator.elect(pods, 2, 1) is pods[0]
+
+
+def test_it_is_not_ready_while_servers_are_to_go(operator, monkeypatch):
+    pods = [pod(operator, 0, "replica"), pod(operator, 1, "primary")]
+    applied = []
+    monkeypatch.setattr(operator, "pods_of", lambda name, namespace: pods)
+    monkeypatch.setattr(operator, "apply", applied.append)
+    with pytest.raises(operator.Waiting, match="Too many servers run: 2, not 1"):
+        operator.step("db", "here", {"servers": 1, "secret": "db"}, logging.getLogger())
+    assert operator.notes == [("db-1", None), ("db-0", "primary")] and "replicas: 2" in applied[0]
+
+
+@pytest.mark.parametrize(("follows", "waits"), [("x", True), ("another", False)])
+def test_a_deletion_waits_for_the_copies_of_the_primary_and_for_nobody_else(operator, monkeypatch, follows, waits):
+    pods = [pod(operator, 0, "primary"), pod(operator, 1, "replica", "-1")]  # it lacks rows: MASTER_GTID_WAIT says -1
+    pods[0].status.pod_ip = follows
+    monkeypatch.setattr(operator, "pods_of", lambda name, namespace: pods)
+    with pytest.raises(operator.Waiting, match="db-1 lacks rows") if waits else nullcontext():
+        operator.retire("db", "here", logging.getLogger())
+    assert operator.notes == ([] if waits else [("db-0", None)])
 
 
 # ── The cluster ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -118,8 +118,9 @@ def retire(name, namespace, logger, **_):
     pods = pods_of(name, namespace)
     for primary in filter(takes_writes, pods):
         position = sql(primary, FENCE)
-        for pod in filter(told, pods):
-            if pod is not primary and sql(pod, f"SELECT MASTER_GTID_WAIT('{position}', 10)") != "0":
+        copies = [pod for pod in pods if told(pod) == f"replica of {primary.status.pod_ip}"]
+        for pod in copies:
+            if sql(pod, f"SELECT MASTER_GTID_WAIT('{position}', 10)") != "0":
                 raise Waiting(f"{pod.metadata.name} lacks rows.")
         note(primary, None, None)
         logger.info(f"{primary.metadata.name} takes no more writes.")
@@ -138,6 +139,8 @@ def step(name, namespace, spec, logger):
     if told(primary) != (what := f"primary of {servers}"):
         tell(primary, what, PROMOTE.format(more=int(servers > 1)))
         logger.info(f"{primary.metadata.name} takes writes.")
+    if replicas > servers:
+        raise Waiting(f"Too many servers run: {replicas}, not {servers}.")
 
     copies = [pod for pod in pods if ready(pod) and number(pod) < servers and pod is not primary]
     host = primary.status.pod_ip
