@@ -650,6 +650,7 @@ sys.stdin.read()
     until(lambda: not single_node() and not (STATE / f"{SINGLE}.kubeconfig").exists())
 
 
+@pytest.mark.thorough
 def test_its_removal_leaves_a_stopped_cluster_its_network():
     assert single("up")[0] == 0
     docker("stop", *containers())
@@ -721,6 +722,7 @@ def test_rows_52_and_53_down_leaves_nothing_and_may_be_said_twice():
     assert docker("images", "--quiet").stdout == kept_images
 
 
+@pytest.mark.thorough
 def test_row_8_a_port_that_is_taken_at_the_last_moment(monkeypatch):
     """Our look says free, the port is taken all the same: kind fails, and another pair is chosen."""
     with socket.socket() as listener, contextlib.ExitStack() as stack:
