@@ -722,7 +722,6 @@ def test_rows_52_and_53_down_leaves_nothing_and_may_be_said_twice():
     assert docker("images", "--quiet").stdout == kept_images
 
 
-@pytest.mark.thorough
 def test_row_8_a_port_that_is_taken_at_the_last_moment(monkeypatch):
     """Our look says free, the port is taken all the same: kind fails, and another pair is chosen."""
     with socket.socket() as listener, contextlib.ExitStack() as stack:
