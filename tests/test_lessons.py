@@ -18,7 +18,7 @@ from statistics import median
 import nbformat
 import pytest
 import trustme
-from kit import LABEL, OWNER, ROOT, STATE, lessons
+from kit import LABEL, OWNER, ROOT, STATE, ledger, lessons
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from nbval.plugin import comment_markers, get_sanitize_patterns, metadata_tags
 
@@ -64,7 +64,7 @@ class Lesson:
     def anchors(self) -> set[str]:
         """What the headings are called in a link."""
         found = re.findall(r"^#+ (.+)$", "\n".join(cell.source for cell in self.prose), re.MULTILINE)
-        return {heading.replace("`", "").replace(" ", "-") for heading in found}
+        return {ledger.anchor(heading).removeprefix("#") for heading in found}
 
     @property
     def experiments(self) -> dict:

@@ -43,6 +43,8 @@ def delete_namespaces(stem: str) -> list[str]:
     shown = cluster.kubectl("get", "namespaces", f"--selector={LABEL}={OWNER}", "--output=name").stdout
     names = [name.removeprefix("namespace/") for name in shown.split()]
     left = [name for name in names if name == stem or name.startswith(f"{stem}-")]
+    if not left:
+        return left
     namespaced = "--output=jsonpath={.items[?(@.spec.scope=='Namespaced')].metadata.name}"
     kinds = cluster.kubectl("get", "customresourcedefinitions", f"--selector={LABEL}={OWNER}", namespaced).stdout
     for kind, name in product(kinds.split(), left):
@@ -52,9 +54,8 @@ def delete_namespaces(stem: str) -> list[str]:
             # Whoever answers to its finalizers may be gone: a lesson's operator ends with its kernel.
             change = '{"metadata": {"finalizers": null}}'
             cluster.kubectl("patch", each, f"--namespace={name}", "--type=merge", f"--patch={change}", check=False)
-    if left:
-        cluster.kubectl("delete", "namespace", *left, "--timeout=60s",
-                        remedy=f"See what holds it: kubectl get namespace {left[0]} --output=yaml")  # fmt: skip
+    cluster.kubectl("delete", "namespace", *left, "--timeout=60s",
+                    remedy=f"See what holds it: kubectl get namespace {left[0]} --output=yaml")  # fmt: skip
     return left
 
 
