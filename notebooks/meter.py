@@ -1,6 +1,7 @@
 """The meter of lessons 12 and 13: it writes rows, and tells which of those that were acknowledged a database lacks."""
 
-from subprocess import PIPE, Popen, run
+from subprocess import PIPE, Popen, TimeoutExpired, run
+from time import monotonic
 
 from lab import Problem
 
@@ -16,6 +17,13 @@ for row in $(seq "$2" "$3"); do
   echo "$row"
 done
 """
+
+PATIENCE = 120  # seconds that a row may wait for its acknowledgement
+WAYS = {
+    "free space": "Its volume is full. Make room on it (kubectl exec POD -- df /data); it goes on a minute later.",
+    "semi-sync ACK": "No replica confirms what it writes. Have one follow it.",
+    "": "If its primary is gone once more, promote a replica, and give it the label role=primary; then go on.",
+}
 
 
 def ask(pod: str, query: str) -> str:
@@ -55,20 +63,34 @@ class Meter:
         Raises:
             Problem: a row was not acknowledged.
         """
-        said = ""
+        said, end = "", monotonic() + PATIENCE
         while self._writers:
-            printed, complaint = self._writers.pop().communicate()
+            writer = self._writers.pop()
+            try:
+                printed, complaint = writer.communicate(timeout=max(end - monotonic(), 0))
+            except TimeoutExpired:
+                complaint = f"For {PATIENCE} s no answer; it is at: {self._state()}"
+                writer.kill()
+                printed, _ = writer.communicate()
             self.acknowledged |= set(map(int, printed.split()))
             said = complaint.strip() or said
         if said:
-            raise Problem(f"{self.host} did not acknowledge a row. {said}\nIf its primary is gone once more, promote "
-                          "a replica, and give it the label role=primary; then go on.")  # fmt: skip
+            way = next(way for words, way in WAYS.items() if words in said)
+            raise Problem(f"{self.host} did not acknowledge a row. {said}\n{way}")
         return len(self.acknowledged)
 
     def write(self, rows: int = 20) -> int:
         """Write rows; return how many are acknowledged now, of all."""
         self.begin(rows)
         return self.end()
+
+    def _state(self) -> str:
+        """What the database is doing with the rows that are on their way, in its own words."""
+        query = "SELECT DISTINCT state FROM information_schema.processlist WHERE info LIKE 'INSERT%'"
+        client = ["kubectl", "exec", "client", "--", "mariadb", f"--host={self.host}", "--user=votes"]
+        options = ["--connect-timeout=10", "--skip-column-names", f"--execute={query}"]
+        done = run([*client, *options], capture_output=True, text=True, check=False)
+        return (done.stdout or done.stderr).strip().replace("\n", ", ")
 
     def lost(self, pod: str) -> int:
         """How many acknowledged rows the database in a Pod does not have, when it has applied all that it knows of."""

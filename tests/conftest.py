@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from kit import ROOT, classroom, engine, lessons, tools
 from kit import cluster as our_cluster
 from kit.console import Failure, run
 from nbval.plugin import IPyNbCell
+
+import lab
 
 
 class Cluster:
@@ -88,6 +91,7 @@ class Cluster:
 # Lessons that take turns, too: 06 and 13 define the kind SealedSecret and delete it; 06 and 14 each make a cluster, and
 # the 128 inotify instances that Linux gives a user may be too few for five nodes.
 SAME = {"13": "06", "14": "06"}
+NUMBERS = count()
 CLUSTER = pytest.StashKey[Cluster]()
 FAILED = pytest.StashKey[str]()
 
@@ -188,6 +192,31 @@ def kind() -> Path:
 def cluster(kind, pytestconfig) -> Cluster:
     """The session's cluster, usable."""
     return pytestconfig.stash[CLUSTER].up()
+
+
+@pytest.fixture
+def environment():
+    """Put the environment back, in which `start` leaves its marks."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def fresh(cluster, environment, monkeypatch):
+    """A namespace's name, in the place and the state in which a notebook begins; removed afterwards."""
+    monkeypatch.chdir(ROOT / "notebooks")
+    monkeypatch.setattr(lab, "_namespace", None)
+    name = f"test-lab-{os.getpid()}-{next(NUMBERS)}"
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+
+
+@pytest.fixture
+def started(fresh):
+    """A namespace that `start` has made."""
+    return lab.start(fresh)
 
 
 # ── Notebook cells ────────────────────────────────────────────────────────────────────────────────────────────────

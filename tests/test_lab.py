@@ -4,17 +4,15 @@ import os
 import stat
 import subprocess
 import sys
-from itertools import count
 from pathlib import Path
 
 import pytest
 import yaml
-from kit import LABEL, OWNER, ROOT
+from kit import LABEL, OWNER
 from kubernetes.client import ApiException, AppsV1Api, CoreV1Api
 
 import lab
 
-NUMBERS = count()
 CONTAINER = {
     "name": "main",
     "image": "workshop/base:1",
@@ -40,31 +38,6 @@ def bash(script):
     """What a %%bash cell would print, and its exit status."""
     result = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=False)
     return result.stdout + result.stderr, result.returncode
-
-
-@pytest.fixture
-def environment():
-    """Put the environment back, in which `start` leaves its marks."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture
-def fresh(cluster, environment, monkeypatch):
-    """A namespace's name, in the place and the state in which a notebook begins; removed afterwards."""
-    monkeypatch.chdir(ROOT / "notebooks")
-    monkeypatch.setattr(lab, "_namespace", None)
-    name = f"test-lab-{os.getpid()}-{next(NUMBERS)}"
-    yield name
-    cluster.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
-
-
-@pytest.fixture
-def started(fresh):
-    """A namespace that `start` has made."""
-    return lab.start(fresh)
 
 
 @pytest.fixture
