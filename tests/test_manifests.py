@@ -5,6 +5,8 @@ A lesson's manifest that breaks Pod Security on purpose says so in a comment: "#
 """
 
 import os
+import sys
+from subprocess import PIPE, Popen
 
 import kubernetes_validate
 import pytest
@@ -214,3 +216,17 @@ def test_the_api_server_judges_custom_resources(apply):
                            ("[votes.example]", "votes.example", "must be of type array")]:  # fmt: skip
         answer = apply(CUSTOM_GOOD.replace(old, new))
         assert answer.returncode and said in answer.stderr, answer.stderr
+
+
+# ── Programs in ConfigMaps ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_proofreader_of_lesson_05_reads_on_when_the_page_has_just_gone(tmp_path):
+    manifest = MANIFESTS / "05-configuration-lives-outside/proofreader.yaml"
+    (program,) = [each["data"]["read.py"] for each in documents(manifest.read_text())]
+    page, other = tmp_path / "page", tmp_path / "other"
+    with Popen([sys.executable, "-c", program, page, "last"], stdout=PIPE, text=True) as reader:
+        assert reader.stdout.readline() == "reading\n"  # and there is no page yet
+        other.write_text("last\n" * 1000)
+        other.rename(page)
+        assert reader.communicate(timeout=20)[0] == "0 last\n"
