@@ -26,14 +26,19 @@ WAYS = {
 }
 
 
-def ask(pod: str, query: str) -> str:
-    """What the database in a Pod answers.
+def ask(pod: str, query: str, *options: str) -> str:
+    """What a database answers that is asked from a Pod.
+
+    Args:
+        pod: where the program `mariadb` runs; unless options say otherwise, the database is there, too.
+        query: what is asked.
+        options: of the program `mariadb`.
 
     Raises:
         Problem: it refuses, or there is none; in its own words.
     """
     command = ["kubectl", "exec", pod, "--", "mariadb", "--skip-column-names", "votes", f"--execute={query}"]
-    done = run(command, capture_output=True, text=True, check=False)
+    done = run([*command, *options], capture_output=True, text=True, check=False)
     if done.returncode:
         raise Problem(f"{pod}: {done.stderr.splitlines()[0]}")
     return done.stdout.strip()
@@ -87,10 +92,11 @@ class Meter:
     def _state(self) -> str:
         """What the database is doing with the rows that are on their way, in its own words."""
         query = "SELECT DISTINCT state FROM information_schema.processlist WHERE info LIKE 'INSERT%'"
-        client = ["kubectl", "exec", "client", "--", "mariadb", f"--host={self.host}", "--user=votes"]
-        options = ["--connect-timeout=10", "--skip-column-names", f"--execute={query}"]
-        done = run([*client, *options], capture_output=True, text=True, check=False)
-        return (done.stdout or done.stderr).strip().replace("\n", ", ")
+        try:
+            found = ask("client", query, f"--host={self.host}", "--user=votes", "--connect-timeout=10")
+        except Problem as problem:
+            return str(problem)
+        return found.replace("\n", ", ")
 
     def lost(self, pod: str) -> int:
         """How many acknowledged rows the database in a Pod does not have, when it has applied all that it knows of."""

@@ -91,7 +91,7 @@ class Cluster:
 # Lessons that take turns, too: 06 and 13 define the kind SealedSecret and delete it; 06 and 14 each make a cluster, and
 # the 128 inotify instances that Linux gives a user may be too few for five nodes.
 SAME = {"13": "06", "14": "06"}
-NUMBERS = count()
+NUMBERS = count()  # one for each namespace of a test
 CLUSTER = pytest.StashKey[Cluster]()
 FAILED = pytest.StashKey[str]()
 

@@ -5,6 +5,7 @@ from subprocess import getoutput
 
 import pytest
 from kit import ROOT
+from kit.console import run
 
 import lab
 import meter
@@ -45,16 +46,13 @@ DATABASE = {
 
 
 @pytest.fixture
-def rows(cluster, started):
+def rows(started):
     """A meter whose rows reach one server, through a Service; the rows of a healthy one are acknowledged."""
-    cluster.kubectl("create", "secret", "generic", "db", "--from-literal=password=demo", f"--namespace={started}")
-    cluster.kubectl("apply", "--filename=-", f"--namespace={started}", input=json.dumps(DATABASE))
-    client = ROOT / "manifests/12-replicas-can-lie/client.yaml"
-    cluster.kubectl("apply", f"--filename={client}", f"--namespace={started}")
-    cluster.kubectl("expose", "pod", "db", "--port=3306", f"--namespace={started}")
-    cluster.kubectl(
-        "wait", "--for=condition=Ready", "pod/db", "pod/client", "--timeout=120s", f"--namespace={started}", timeout=130
-    )
+    run(["kubectl", "create", "secret", "generic", "db", "--from-literal=password=demo"])
+    run(["kubectl", "apply", "--filename=-"], input=json.dumps(DATABASE))
+    run(["kubectl", "apply", "--filename", ROOT / "manifests/12-replicas-can-lie/client.yaml"])
+    run(["kubectl", "expose", "pod", "db", "--port=3306"])
+    run(["kubectl", "wait", "--for=condition=Ready", "pod/db", "pod/client", "--timeout=120s"])
     meter.ask("db", "CREATE TABLE ballots (number INT PRIMARY KEY)")
     rows = meter.Meter("db")
     assert rows.write(3) == 3
