@@ -259,8 +259,12 @@ class Tape:
                 if step == "gone":
                     del self._states[pod.metadata.uid]
 
-    def stop(self):
-        """Wait until the recording is as new as the cluster, end it, and print it; the value is its chart."""
+    def stop(self, without: str = ""):
+        """Wait until the recording is as new as the cluster, end it, and print it; the value is its chart.
+
+        Args:
+            without: a step that is not printed, because it is chance what comes before it. The chart shows it.
+        """
         deadline = time.monotonic() + RECORDING_SECONDS
         while self._seconds is None and self._states != self._by_uid(self._list().items):
             if time.monotonic() > deadline:
@@ -269,7 +273,7 @@ class Tape:
         self._watch.stop()
         self._thread.join(timeout=5)
         self._seconds = self._seconds or time.monotonic() - self._began
-        print("\n".join(f"{name} {step}" for _, name, _, step in self.steps))
+        print("\n".join(f"{name} {step}" for _, name, _, step in self.steps if step != without))
         return chart.timeline(self.steps, self._seconds)
 
 

@@ -233,10 +233,13 @@ def pytest_runtest_setup(item):
         item.config.stash[CLUSTER].up().begin(item.path.stem)
 
 
-def pytest_exception_interact(node):
-    """Remember the first cell of a notebook that failed: what comes after it would only repeat that it did."""
+def pytest_exception_interact(node, report):
+    """Remember the first cell of a notebook that failed, as those below it would only repeat that; report its words."""
     if isinstance(node, IPyNbCell):
         node.parent.stash.setdefault(FAILED, node.name)
+        for output in node.test_outputs or ():  # nbval says that there was an unexpected stderr, but not what it was
+            if output.output_type == "stream":
+                report.sections.append((f"The cell's {output.name}", output.text))
 
 
 @pytest.hookimpl(wrapper=True)

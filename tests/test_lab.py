@@ -147,6 +147,8 @@ def test_pods_of_a_deployment_get_letters(started, capsys):
     steps = capsys.readouterr().out.splitlines()
     assert [step for step in steps if "-a" in step] == ["db-a terminating", "db-a gone"]
     assert [step for step in steps if "-b" in step] == ["db-b starting", "db-b ready"]
+    tape.stop(without="ready")
+    assert capsys.readouterr().out.splitlines() == [step for step in steps if step != "db-b ready"]
 
 
 def test_a_recording_that_was_cut_off_says_so(started, monkeypatch):

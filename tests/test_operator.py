@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace as Object
 
 import kopf
+import kubernetes
 import pytest
 import yaml
 from kit import LABEL, OWNER, ROOT, console, lessons
@@ -154,7 +155,8 @@ class Database:
 @pytest.fixture
 def database(cluster, monkeypatch):
     """The definition, and an empty namespace with the Secret."""
-    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))  # for kopf, and for the operator's own questions:
+    kubernetes.config.load_kube_config(config_file=str(cluster.kubeconfig), context=cluster.context)
     name = f"test-operator-{os.getpid()}"
     missing = cluster.kubectl("get", f"--filename={DEFINITION}", check=False).returncode
     cluster.kubectl("apply", f"--filename={DEFINITION}")
@@ -172,7 +174,7 @@ def database(cluster, monkeypatch):
 def running(database):
     """The operator, in a thread of this process, for as long as a block runs."""
     registry = kopf.OperatorRegistry()
-    kopf.on.login(registry=registry)(kopf.login_via_client)
+    kopf.on.login(registry=registry)(kopf.login_with_kubeconfig)
     command = ["run", "--standalone", f"--namespace={database.namespace}", str(PROGRAM)]
     return KopfRunner(command, registry=registry, timeout=60)
 

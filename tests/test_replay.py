@@ -47,6 +47,11 @@ def test_a_cell_that_prints_something_else_fails_and_those_below_are_skipped(clu
     assert "1 failed, 1 skipped" in replay(("print(1 + 1)", "3\n"), ("print(2)", "2\n")).communicate()[0]
 
 
+def test_a_failure_shows_what_the_cell_printed(cluster, replay):
+    said = replay(("import sys; print('good'); print('a warning', file=sys.stderr)", "good\n")).communicate()[0]
+    assert "Unexpected output fields" in said and "The cell's stderr" in said and "a warning" in said
+
+
 def test_a_second_replay_on_the_cluster_waits_for_the_first(cluster, replay):
     hold = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); from kit import lessons\n"
     hold += "with lessons.turn(): print('mine', flush=True); sys.stdin.read()"
