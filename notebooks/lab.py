@@ -187,6 +187,40 @@ def eventually(question, seconds: float = 30):
     return answer
 
 
+def replace(selector: str, seconds: float = 60) -> bool:
+    """Delete the Pods that the selector chooses; whether they are gone in time, and as many others are ready.
+
+    The Pods themselves are asked: if a command failed on a busy machine, a check would blame the learner for it.
+    """
+    api, namespace = CoreV1Api(), _started()
+
+    def chosen():
+        pods = api.list_namespaced_pod(namespace, label_selector=selector).items
+        return {pod.metadata.uid: _state(pod) for pod in pods}
+
+    def replaced():
+        now = chosen()
+        return not before & now.keys() and list(now.values()).count("ready") >= wanted
+
+    found = chosen()
+    before, wanted = found.keys(), list(found.values()).count("ready")
+    api.delete_collection_namespaced_pod(namespace, label_selector=selector)
+    try:
+        return eventually(replaced, seconds)
+    except Problem:
+        return False
+
+
+def _state(pod) -> str:
+    """In a word, how far a Pod is: starting, ready, terminating; succeeded or failed."""
+    if pod.metadata.deletion_timestamp:
+        return "terminating"
+    if pod.status.phase in ("Succeeded", "Failed"):
+        return pod.status.phase.lower()
+    ready = any(each.type == "Ready" and each.status == "True" for each in pod.status.conditions or [])
+    return "ready" if ready else "starting"
+
+
 def _complaints(namespace: str) -> str:
     """Why nothing moves, in a line or two: what waits, and the latest warnings."""
     api, found = CoreV1Api(), []
@@ -226,17 +260,8 @@ class Tape:
         self._thread = threading.Thread(target=self._follow, args=[stream], daemon=True)
         self._thread.start()
 
-    @staticmethod
-    def _state(pod):
-        if pod.metadata.deletion_timestamp:
-            return "terminating"
-        if pod.status.phase in ("Succeeded", "Failed"):
-            return pod.status.phase.lower()
-        ready = any(each.type == "Ready" and each.status == "True" for each in pod.status.conditions or [])
-        return "ready" if ready else "starting"
-
     def _by_uid(self, pods):
-        return {pod.metadata.uid: self._state(pod) for pod in pods}
+        return {pod.metadata.uid: _state(pod) for pod in pods}
 
     def _name(self, pod):
         """The Pod's name; where a Deployment invented it, the Deployment's and a letter, in order of appearance."""
@@ -251,7 +276,7 @@ class Tape:
         with suppress(Exception):  # stopping a watch breaks its connection; `stop` notices any other failure
             for event in stream:
                 pod = event["object"]
-                step = "gone" if event["type"] == "DELETED" else self._state(pod)
+                step = "gone" if event["type"] == "DELETED" else _state(pod)
                 before = self._states.get(pod.metadata.uid)
                 if before != step:
                     self.steps.append((time.monotonic() - self._began, self._name(pod), before, step))

@@ -121,6 +121,27 @@ def test_before_the_start_it_says_what_to_run(monkeypatch):
             call()
 
 
+# ── replace ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_pods_are_replaced_by_whoever_is_in_charge(started):
+    AppsV1Api().create_namespaced_deployment(started, in_charge("Deployment", 2))
+    lab.eventually(lambda: AppsV1Api().read_namespaced_deployment("db", started).status.ready_replicas == 2)
+
+    def names():
+        return {pod.metadata.name for pod in CoreV1Api().list_namespaced_pod(started).items}
+
+    before = names()
+    assert lab.replace("app=db")
+    assert len(names()) == 2 and not names() & before
+
+
+def test_a_pod_that_nobody_replaces_is_told(started):
+    CoreV1Api().create_namespaced_pod(started, {"metadata": {"name": "db-0", "labels": {"app": "db"}}, "spec": SPEC})
+    lab.eventually(lambda: lab._state(CoreV1Api().read_namespaced_pod("db-0", started)) == "ready")
+    assert not lab.replace("app=db", seconds=10)
+
+
 # ── record ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 UP = [f"db-{number} {step}" for number in range(3) for step in ("starting", "ready")]
