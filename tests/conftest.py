@@ -16,8 +16,6 @@ from kit import cluster as our_cluster
 from kit.console import Failure, run
 from nbval.plugin import IPyNbCell
 
-import lab
-
 
 class Cluster:
     """The kind cluster of this session, brought up when the first test or cell asks for it.
@@ -206,6 +204,8 @@ def environment():
 @pytest.fixture
 def fresh(cluster, environment, monkeypatch):
     """A namespace's name, in the place and the state in which a notebook begins; removed afterwards."""
+    import lab  # not above: the Kubernetes client, which it imports, notes whose kubeconfig is the default one
+
     monkeypatch.chdir(ROOT / "notebooks")
     monkeypatch.setattr(lab, "_namespace", None)
     name = f"test-lab-{os.getpid()}-{next(NUMBERS)}"
@@ -216,6 +216,8 @@ def fresh(cluster, environment, monkeypatch):
 @pytest.fixture
 def started(fresh):
     """A namespace that `start` has made."""
+    import lab
+
     return lab.start(fresh)
 
 
