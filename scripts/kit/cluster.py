@@ -508,9 +508,9 @@ def _settle(single: bool, mark: str, say) -> None:
     if not single:
         _add_ingress(say)
     say("waiting until everything is ready")
-    wait_for("nodes", "--all", condition="Ready")
+    wait_for("nodes", "Ready")
     for namespace in ("kube-system", "local-path-storage", *([] if single else ["ingress"])):
-        wait_for("deployments", "--all", "--namespace", namespace, condition="Available")
+        wait_for("deployments", "Available", namespace)
     kubectl("annotate", "nodes", "--all", "--overwrite", f"{MARK}={mark}")
 
 
@@ -532,9 +532,24 @@ def _gateway_api() -> Path:
     return tools.GATEWAY_API
 
 
-def wait_for(*what: str, condition: str) -> None:
-    """`kubectl wait` with a deadline; a time-out tells what is not ready and the latest warnings."""
-    waited = kubectl("wait", *what, f"--for=condition={condition}", f"--timeout={READY_SECONDS}s", check=False)
+# What a program says that may not watch one file more; nearly all of a node's programs watch files.
+NO_MORE_WATCHES = "too many open files"
+MORE_WATCHES = "Remove clusters that you do not need, or allow more: sudo sysctl fs.inotify.max_user_instances=512"
+
+
+def wait_for(kind: str, condition: str, namespace: str = "kube-system") -> None:
+    """`kubectl wait` for all objects of a kind, with a deadline.
+
+    Args:
+        kind: as kubectl names it, such as "nodes".
+        condition: that all of them must have, such as "Ready".
+        namespace: where they are; that of the system for what is in none.
+
+    Raises:
+        Failure: it tells what is not ready, the latest warnings, and what containers said that keep ending.
+    """
+    what = [kind, "--all", f"--namespace={namespace}", f"--for=condition={condition}", f"--timeout={READY_SECONDS}s"]
+    waited = kubectl("wait", *what, check=False)
     if waited.returncode:
         events = kubectl(
             "get",
@@ -547,10 +562,25 @@ def wait_for(*what: str, condition: str) -> None:
             check=False,
         ).stdout.splitlines()[-3:]
         last = waited.stderr.strip().splitlines()[-1:]
+        cause = " | ".join([*last, *events, *_last_words(namespace)])
+        remedy = "Run scripts/cluster down, then scripts/cluster up; scripts/doctor looks for the usual causes."
         raise Failure(
-            f"{what[0]} not {condition} after {READY_SECONDS} s: {' '.join(last)} {' | '.join(events)}",
-            "Run scripts/cluster down, then scripts/cluster up; scripts/doctor looks for the usual causes.",
+            f"{kind} not {condition} after {READY_SECONDS} s: {cause}",
+            MORE_WATCHES if NO_MORE_WATCHES in cause else remedy,
         )
+
+
+def _last_words(namespace: str) -> list[str]:
+    """What each container said last that has ended, been started again and is not ready."""
+    shown = kubectl("get", "pods", f"--namespace={namespace}", "--output=json", check=False).stdout
+    words = []
+    for pod in json.loads(shown or "{}").get("items", []):
+        for status in pod["status"].get("containerStatuses", []):
+            if status["restartCount"] and not status["ready"]:
+                where = [pod["metadata"]["name"], f"--container={status['name']}", f"--namespace={namespace}"]
+                said = kubectl("logs", *where, "--previous", "--tail=1", "--request-timeout=5s", check=False).stdout
+                words.append(f"{status['name']} ended and said: {said.strip()}")
+    return words
 
 
 # ── Ports ─────────────────────────────────────────────────────────────────────────────────────────────────────────
