@@ -31,6 +31,15 @@ def test_a_failing_program_is_told_in_one_sentence_with_its_last_words():
     assert told.value.remedy == "Do this."
 
 
+def test_where_a_go_program_failed_in_its_source_is_left_out(tmp_path):
+    """kubeadm ends with two dozen of these pairs of lines, and what went wrong stands before them."""
+    frames = "k8s.io/app/phases.(*Runner).Run.func1\n\tk8s.io/app/phases/runner.go:262\n" * 12
+    (tmp_path / "said").write_text(f"error execution phase: no room\n{frames}runtime.goexit\n\truntime/asm.s:1\n")
+    with pytest.raises(Failure) as told:
+        run(["sh", "-c", "cat said >&2; exit 1"], cwd=tmp_path)
+    assert "error execution phase: no room" in told.value.cause and "runner.go" not in told.value.cause
+
+
 def test_a_missing_program_is_named_with_the_path_that_was_searched():
     with pytest.raises(Failure, match="no-such-program is not on PATH .*/"):
         run(["no-such-program"])

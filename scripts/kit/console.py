@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import graphlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -56,6 +57,9 @@ def main(command: Callable[[], None]) -> None:
 
 
 # ── Programs ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# Where in its source a Go program was when it failed, a function and a line of a file; kubeadm adds two dozen.
+FRAME = re.compile(r"^\S+\n\t\S+\.(go|s):\d+.*\n?", re.MULTILINE)
 
 _running: set[subprocess.Popen] = set()
 _stopping = threading.Event()
@@ -130,7 +134,7 @@ def run(
     if _stopping.is_set():
         raise KeyboardInterrupt
     if check and process.returncode:
-        last = "\n    ".join((err.strip() or out.strip()).splitlines()[-8:])
+        last = "\n    ".join(FRAME.sub("", err.strip() or out.strip()).splitlines()[-8:])
         raise Failure(f"`{shlex.join(arguments[:6])}` failed with status {process.returncode}:\n    {last}", remedy)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
