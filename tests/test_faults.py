@@ -502,7 +502,8 @@ spec:
       containers:
         - name: watcher
           image: workshop/base:1
-          command: [sh, -c, "echo watching; echo too many open files >&2; exit 1"]
+          command: [sh, -c, "echo too many open files >&2; exit 1"]
+          readinessProbe: {exec: {command: ["false"]}}  # or it would be ready in the moment before it ends
 """
 
 

@@ -577,8 +577,10 @@ def _last_words(namespace: str) -> list[str]:
     for pod in json.loads(shown or "{}").get("items", []):
         for status in pod["status"].get("containerStatuses", []):
             if status["restartCount"] and not status["ready"]:
-                where = [pod["metadata"]["name"], f"--container={status['name']}", f"--namespace={namespace}"]
-                said = kubectl("logs", *where, "--previous", "--tail=1", "--request-timeout=5s", check=False).stdout
+                ask = ["logs", pod["metadata"]["name"], f"--container={status['name']}", f"--namespace={namespace}"]
+                ask += ["--tail=1", "--request-timeout=5s"]
+                # Of the one that ended, while it waits to be started again; of the one before if it runs in silence.
+                said = kubectl(*ask, check=False).stdout or kubectl(*ask, "--previous", check=False).stdout
                 words.append(f"{status['name']} ended and said: {said.strip()}")
     return words
 
