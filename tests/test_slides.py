@@ -3,6 +3,7 @@
 Each rule returns its complaints about a deck; a test with a broken deck shows of each that it can complain.
 """
 
+import os
 import re
 import shutil
 import unicodedata
@@ -412,11 +413,17 @@ def test_the_lock_names_no_registry_and_no_place_on_a_machine():
 
 
 @pytest.fixture(scope="module")
-def built() -> Path:
+def temporary(tmp_path_factory) -> Path:
+    """Where the command's programs put what they need for a while."""
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
+def built(temporary) -> Path:
     """Where the command has put what it builds."""
     for name in ("kubernetes-and-state.pdf", "survival.pdf"):
         (slides.BUILT / name).unlink(missing_ok=True)
-    done = run([ROOT / "scripts/slides"])
+    done = run([ROOT / "scripts/slides"], env=os.environ | {"TMPDIR": str(temporary)})
     assert "The slides are in .workshop/slides/" in done.stdout
     return slides.BUILT
 
@@ -425,6 +432,10 @@ def test_the_command_builds_every_deck_and_the_poster(built):
     for source in slides.decks():
         assert (built / f"{source.stem}.html").exists() and (built / f"{source.stem}.pdf").exists()
     assert (built / "survival.pdf").exists()
+
+
+def test_the_command_leaves_nothing_else(built, temporary):
+    assert not list(temporary.iterdir())
 
 
 # ── All parts in one ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -255,7 +255,9 @@ def _marp(*arguments) -> None:
     """Run Marp with our theme, and with no settings that may lie about."""
     sandbox = {"CHROME_NO_SANDBOX": "1"} if os.getuid() == 0 else {}  # Chromium has none for root
     command = [node(), MARP / "node_modules/@marp-team/marp-cli/marp-cli.js", "--no-config-file", *arguments]
-    run([*command, "--theme-set", THEME], env=os.environ | sandbox, timeout=120)  # last: it takes all that follow
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:  # it leaves its Chromium's profile there
+        environment = os.environ | sandbox | {"TMPDIR": place}
+        run([*command, "--theme-set", THEME], env=environment, timeout=120)  # last: it takes all that follow
 
 
 def _with_pictures(page: str, folder: Path) -> str:
