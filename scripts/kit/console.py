@@ -58,8 +58,9 @@ def main(command: Callable[[], None]) -> None:
 
 # ── Programs ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-# Where in its source a Go program was when it failed, a function and a line of a file; kubeadm adds two dozen.
-FRAME = re.compile(r"^\S+\n\t\S+\.(go|s):\d+.*\n?", re.MULTILINE)
+# What hides the reason why a Go program failed: where in its source it was, a function and a line of a file, and what
+# it told of its ordinary work (klog's I). kubeadm tells dozens of both.
+CHATTER = re.compile(r"^\S+\n\t\S+\.(go|s):\d+.*\n?|^I\d{4} \d\d:.*\n?", re.MULTILINE)
 
 _running: set[subprocess.Popen] = set()
 _stopping = threading.Event()
@@ -134,7 +135,7 @@ def run(
     if _stopping.is_set():
         raise KeyboardInterrupt
     if check and process.returncode:
-        last = "\n    ".join(FRAME.sub("", err.strip() or out.strip()).splitlines()[-8:])
+        last = "\n    ".join(CHATTER.sub("", err.strip() or out.strip()).splitlines()[-8:])
         raise Failure(f"`{shlex.join(arguments[:6])}` failed with status {process.returncode}:\n    {last}", remedy)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
