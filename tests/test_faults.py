@@ -59,7 +59,7 @@ def removed_at_the_end():
 @pytest.fixture(scope="module", autouse=True)
 def room_for_three_clusters():
     """Beside the session's cluster this module has two: 144 inotify instances, where Linux gives a user 128."""
-    limit = Path("/proc/sys/fs/inotify/max_user_instances")
+    limit = doctor.INOTIFY
     before = limit.read_text() if os.access(limit, os.W_OK) else "256"
     if int(before) < 256:
         limit.write_text("256")
